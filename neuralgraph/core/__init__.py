@@ -1,0 +1,1 @@
+"""Words everyone uses: contracts, data containers, scorecard, seeds, errors."""

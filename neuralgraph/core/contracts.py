@@ -1,0 +1,106 @@
+"""The nouns of a run, as Protocols: what each part promises to the others.
+
+``Simulator -> Recording -> Dataset -> model -> Objective -> Loop in a Session -> Evaluator``; the
+Truth goes from the simulator to the evaluator and touches nothing in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from neuralgraph.core.recording import Recording, Truth
+from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.core.terms import Terms
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """An experiment one can repeat. Same seed, same bytes."""
+
+    def simulate(self, seed: int) -> tuple[Recording, Truth | None]:
+        """Run the experiment; measured data return ``None`` for the truth."""
+        ...
+
+    def reveal(
+        self, recording: Recording, truth: Truth | None, /, **prior: bool
+    ) -> dict[str, Tensor]:
+        """What the learner is told, under named switches (``prior.*``): the only way from the
+        truth towards training, recorded and printed. Concrete simulators name their switches."""
+        ...
+
+
+class Dataset(Protocol):
+    """A Recording cut for learning.
+
+    ``spec`` holds every size and every given tensor a model needs, so that no size is typed in a
+    config; ``train`` and ``validation`` are frame sets the session draws batches from.
+    """
+
+    spec: Any
+    n_train: int
+    n_validation: int
+
+    def batch(self, index: Tensor) -> Any:
+        """Training frames by index, ``(n_batch,)`` long, as one batch object."""
+        ...
+
+    def validation(self) -> Any:
+        """Every validation frame as one batch, or ``None``."""
+        ...
+
+    def to(self, device: Any) -> Dataset:
+        """The same data on a device."""
+        ...
+
+
+class Objective(Protocol):
+    """What we ask of the model. It receives the model, since rollouts and penalties need it."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Terms:
+        """Loss terms of one batch."""
+        ...
+
+
+class Loop(Protocol):
+    """How we ask it: ``loop(session, *, knobs)``."""
+
+    def __call__(self, session: Any) -> None:
+        """Train ``session.model`` in place."""
+        ...
+
+
+class Evaluator(Protocol):
+    """How we judge. The only noun that sees the Truth."""
+
+    primary_metric: str
+    direction: str
+
+    def __call__(
+        self, model: nn.Module, data: Any, truth: Truth | None, *, log: Mapping[str, float]
+    ) -> Scorecard:
+        """Scores of the fitted model; ``log`` holds numbers of the training (final loss …)."""
+        ...
+
+    def watch(self, model: nn.Module, data: Any, truth: Truth | None) -> dict[str, float]:
+        """A few truth metrics, cheap enough to log during training; never fed back."""
+        ...
+
+
+class Reporter(Protocol):
+    """Figures and prose of one system for ``report.html``."""
+
+    def figures(
+        self, model: nn.Module, data: Any, truth: Truth | None, scorecard: Scorecard, folder: Path
+    ) -> Iterator[Any]:
+        """Draw and save; yields one :class:`Figure` for each picture."""
+        ...
+
+
+__all__ = ["Dataset", "Evaluator", "Generator", "Loop", "Objective", "Reporter", "Simulator"]

@@ -1,0 +1,1 @@
+"""One house per biology; neighbours never import each other."""

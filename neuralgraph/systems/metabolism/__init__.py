@@ -1,0 +1,1 @@
+"""Metabolic networks: recover stoichiometry, rate constants and rate laws from concentrations."""

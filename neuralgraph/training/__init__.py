@@ -1,0 +1,1 @@
+"""The shared trainer: session, loops, callbacks, checkpoints, loggers. It knows no biology."""

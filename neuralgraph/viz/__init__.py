@@ -1,0 +1,1 @@
+"""Plot style and panels: ``(ax, arrays) -> ax``."""
