@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.terms import Terms
-
-if TYPE_CHECKING:
-    from torch import Generator
 
 
 @runtime_checkable
@@ -44,10 +41,12 @@ class Dataset(Protocol):
     """
 
     spec: Any
-    n_train: int
-    n_validation: int
 
-    def batch(self, index: Tensor) -> Any:
+    def starts(self, horizon: int) -> Tensor:
+        """Indices of the training frames followed by so many steps of their own run."""
+        ...
+
+    def batch(self, index: Tensor, horizon: int = 1) -> Any:
         """Training frames by index, ``(n_batch,)`` long, as one batch object."""
         ...
 
@@ -57,6 +56,10 @@ class Dataset(Protocol):
 
     def to(self, device: Any) -> Dataset:
         """The same data on a device."""
+        ...
+
+    def astype(self, dtype: Any) -> Dataset:
+        """The same data in another float type."""
         ...
 
 
@@ -81,6 +84,7 @@ class Evaluator(Protocol):
 
     primary_metric: str
     direction: str
+    every: int
 
     def __call__(
         self, model: nn.Module, data: Any, truth: Truth | None, *, log: Mapping[str, float]
@@ -94,13 +98,13 @@ class Evaluator(Protocol):
 
 
 class Reporter(Protocol):
-    """Figures and prose of one system for ``report.html``."""
+    """Figures of one system for ``report.html``."""
 
     def figures(
         self, model: nn.Module, data: Any, truth: Truth | None, scorecard: Scorecard, folder: Path
     ) -> Iterator[Any]:
-        """Draw and save; yields one :class:`Figure` for each picture."""
+        """Draw into ``folder/figures``; yields a :class:`neuralgraph.viz.figure.Figure` each."""
         ...
 
 
-__all__ = ["Dataset", "Evaluator", "Generator", "Loop", "Objective", "Reporter", "Simulator"]
+__all__ = ["Dataset", "Evaluator", "Loop", "Objective", "Reporter", "Simulator"]

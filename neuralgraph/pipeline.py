@@ -1,0 +1,269 @@
+"""The story of a run, in one function: simulate, cut, build, fit, judge, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralgraph.building import bind_switches, build
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.files import write_text
+from neuralgraph.core.recording import Recording, Truth, load_tensors, save_tensors
+from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.core.seeding import derived_seed, torch_generator
+from neuralgraph.training.callbacks import Callback, EarlyStop, PeriodicEvaluation, Progress
+from neuralgraph.training.checkpoint import load_checkpoint, load_weights
+from neuralgraph.training.session import Session, choose_device
+from neuralgraph.training.trainer import train, training_log
+
+__all__ = ["compose", "judge", "reopen", "run", "simulate", "training_log", "write_report"]
+
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is composed of, built from its config and checked before any work."""
+
+    simulator: Any
+    dataset: Any
+    model: Any
+    loss: Any
+    loop: Any
+    optimizer: Any
+    evaluation: Any
+    report: Any
+    budget: Any
+    logger: Any
+
+
+def compose(config: Mapping[str, Any]) -> Parts:
+    """Build every part and bind every postponed call; nothing has been computed yet.
+
+    Raises:
+        ConfigError: a key, a type or a name that cannot work, named in full.
+    """
+    if config["precision"] not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {[*PRECISIONS]}, got '{config['precision']}'")
+    if config["n_threads"] < 1:
+        raise ConfigError(f"n_threads must be at least 1, got {config['n_threads']}")
+    choose_device(config["device"])
+    parts = Parts(**{group: build(config[group], group) for group in Parts.__annotations__})
+    bind_switches(parts.simulator.reveal, config["prior"])
+    return parts
+
+
+def run(config: Mapping[str, Any], folder: Path) -> Scorecard:
+    """Do one run in its folder and return its scorecard.
+
+    Args:
+        config: Plain resolved config (see :class:`neuralgraph.config.RunConfig`).
+        folder: The claimed run folder.
+    """
+    parts = compose(config)
+    began = time.perf_counter()
+    seconds: dict[str, float] = {}
+    torch.set_num_threads(config["n_threads"])
+
+    recording, truth, given = simulate(parts.simulator, config, folder / "data")
+    seconds["simulate"] = time.perf_counter() - began
+
+    data, model = cut_and_build(parts, config, recording, given)
+    logger, session = open_session(parts, config, folder, data, model, truth)
+    failed = True
+    try:
+        logger.start(config, folder, config["name"])
+        log = train(session, parts.loop)
+        seconds["train"] = time.perf_counter() - began - seconds["simulate"]
+
+        scorecard = judge(parts.evaluation, config, session.model, session.data, truth, log, given)
+        scorecard.save(folder)
+        seconds["evaluate"] = time.perf_counter() - began - sum(seconds.values())
+
+        figures = write_report(parts.report, config, folder, session, truth, scorecard)
+        seconds["report"] = time.perf_counter() - began - sum(seconds.values())
+        logger.result(scorecard, figures)
+        failed = False
+    finally:
+        logger.finish(failed=failed)
+        timing = {"seconds": seconds, "phases": session.seconds}
+        write_text(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
+    return scorecard
+
+
+def simulate(
+    simulator: Any, config: Mapping[str, Any], folder: Path
+) -> tuple[Recording, Truth | None, dict[str, Tensor]]:
+    """Recording, truth and what is given, from the simulator or (a resumed run) from disk.
+
+    The truth lies in a file of its own; nothing on the way to the model opens it.
+    """
+    if (folder / "given.pt").exists():
+        return read_data(folder)
+    recording, truth = simulator.simulate(config["seed"])
+    given = simulator.reveal(recording, truth, **config["prior"])
+    recording.save(folder / "recording.pt")
+    if truth is not None:
+        truth.save(folder / "truth.pt")
+    content = {"kind": "given", "given": given, "prior": dict(config["prior"])}
+    save_tensors(folder / "given.pt", content)
+    return recording, truth, given
+
+
+def read_data(folder: Path) -> tuple[Recording, Truth | None, dict[str, Tensor]]:
+    """What :func:`simulate` wrote; a missing ``truth.pt`` means that there is no truth."""
+    recording = Recording.load(folder / "recording.pt")
+    truth = Truth.load(folder / "truth.pt") if (folder / "truth.pt").exists() else None
+    return recording, truth, load_tensors(folder / "given.pt", kind="given")["given"]
+
+
+def cut_and_build(
+    parts: Parts, config: Mapping[str, Any], recording: Recording, given: Mapping[str, Tensor]
+) -> tuple[Any, nn.Module]:
+    """Dataset and model, in the precision of the run. The truth is not among the arguments."""
+    dtype = PRECISIONS[config["precision"]]
+    data = parts.dataset(recording, given).astype(dtype)
+    generator = torch_generator(training_seed(config), "model")
+    return data, parts.model(data.spec, generator=generator).to(dtype)
+
+
+def training_seed(config: Mapping[str, Any]) -> int:
+    """``training_seed``, or ``seed`` where it is not set."""
+    own = config["training_seed"]
+    return config["seed"] if own is None else own
+
+
+def open_session(
+    parts: Parts,
+    config: Mapping[str, Any],
+    folder: Path,
+    data: Any,
+    model: nn.Module,
+    truth: Truth | None,
+) -> tuple[Any, Session]:
+    """Session with its callbacks; the truth goes into the watcher that writes a file, no further."""
+    trainer = config["trainer"]
+    callbacks: list[Callback] = []
+    if parts.evaluation.every and truth is not None:
+        callbacks.append(
+            PeriodicEvaluation(
+                watch=lambda model, data: parts.evaluation.watch(model, data, truth),
+                every=parts.evaluation.every,
+                path=folder / "evaluation.jsonl",
+            )
+        )
+    if trainer["early_stop"]["patience"] is not None:
+        callbacks.append(EarlyStop(**trainer["early_stop"]))
+    callbacks.append(parts.logger)
+    if trainer["progress"]:
+        callbacks.append(Progress())
+    session = Session(
+        model,
+        data,
+        parts.loss,
+        optimizer=parts.optimizer,
+        seed=derived_seed(training_seed(config), "session"),
+        folder=folder,
+        device=config["device"],
+        budget=parts.budget,
+        callbacks=callbacks,
+        checkpoint_every=trainer["checkpoint_every"],
+    )
+    return parts.logger, session
+
+
+def judge(
+    evaluation: Any,
+    config: Mapping[str, Any],
+    model: nn.Module,
+    data: Any,
+    truth: Truth | None,
+    log: Mapping[str, float],
+    given: Mapping[str, Tensor],
+) -> Scorecard:
+    """Scorecard of a fitted model, with what it was given and where it came from."""
+    scorecard = evaluation(model, data, truth, log=log)
+    scorecard.given = {
+        "prior": dict(config["prior"]),
+        "tensors": {name: list(value.shape) for name, value in given.items()},
+    }
+    scorecard.provenance = {
+        "name": config["name"],
+        "seed": config["seed"],
+        "training_seed": training_seed(config),
+        "primary_metric": evaluation.primary_metric,
+        "direction": evaluation.direction,
+        "truth": "simulator" if truth is not None else "none: measured data",
+    }
+    return scorecard
+
+
+def write_report(
+    reporter: Any,
+    config: Mapping[str, Any],
+    folder: Path,
+    session: Session,
+    truth: Truth | None,
+    scorecard: Scorecard,
+) -> list[Path]:
+    """Figures and ``report.html``; returns the paths of the figures."""
+    from neuralgraph.reporting import render
+
+    figures = list(reporter.figures(session.model, session.data, truth, scorecard, folder))
+    recording = Recording.load(folder / "data" / "recording.pt")
+    html = render(config, folder, recording, scorecard, figures)
+    write_text(folder / "report.html", html)
+    return [figure.path for figure in figures]
+
+
+def reopen(config: Mapping[str, Any], folder: Path) -> tuple[Parts, Session, Truth | None, dict]:
+    """Parts, session with the final weights, truth and given of a finished run folder."""
+    parts = compose(config)
+    torch.set_num_threads(config["n_threads"])
+    recording, truth, given = read_data(folder / "data")
+    data, model = cut_and_build(parts, config, recording, given)
+    content = load_checkpoint(folder / "checkpoints" / "final.pt")
+    load_weights(model, content["model"], source=str(folder / "checkpoints" / "final.pt"))
+    session = Session(model, data, parts.loss, device=config["device"], budget=parts.budget)
+    session.n_steps = int(content["n_steps"])
+    session.model.eval()
+    return parts, session, truth, given
+
+
+class SavedSimulation:
+    """Data of an earlier run or simulation, as a simulator that cannot be reseeded.
+
+    Args:
+        path: A run folder, or its ``data`` folder. ``truth.pt`` may be missing: training does not
+            need it, and the scores that do are named as not computed.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        folder = Path(path)
+        self.folder = folder / "data" if (folder / "data").is_dir() else folder
+        if not (self.folder / "recording.pt").is_file():
+            raise DataError(f"{path} holds no recording.pt: give the folder of a run or simulation")
+
+    def simulate(self, seed: int) -> tuple[Recording, Truth | None]:
+        """Read; the seed changes nothing."""
+        recording, truth, _ = read_data(self.folder)
+        return recording, truth
+
+    def reveal(
+        self, recording: Recording, truth: Truth | None, /, **prior: bool
+    ) -> dict[str, Tensor]:
+        """What was given then; another prior than then is refused."""
+        content = load_tensors(self.folder / "given.pt", kind="given")
+        if content["prior"] != prior:
+            raise ConfigError(
+                f"the saved data were given prior {content['prior']}, this run asks for {prior}: "
+                "use the same prior, or simulate again"
+            )
+        return content["given"]

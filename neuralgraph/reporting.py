@@ -1,0 +1,100 @@
+"""``report.html``: one self-contained page that reads like a short paper."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuralgraph.core.recording import Recording
+from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.terminal import number
+
+TABLE_ROWS_SHOWN = 40
+
+
+def render(
+    config: Mapping[str, Any],
+    folder: Path,
+    recording: Recording,
+    scorecard: Scorecard,
+    figures: Sequence[Any],
+) -> str:
+    """HTML of the report: question, what was given, results beside baselines, figures,
+    identifiability, settings.
+
+    Args:
+        config: Resolved config of the run.
+        folder: Run folder (for provenance).
+        recording: The data, for their design.
+        scorecard: The scores.
+        figures: Objects with ``path``, ``title`` and ``caption``.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("neuralgraph"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    import yaml
+
+    file = folder / "provenance.json"
+    origin = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return environment.get_template("report.html").render(
+        config=config,
+        settings=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        card=scorecard,
+        primary=scorecard.provenance["primary_metric"],
+        rows=result_rows(scorecard),
+        verdicts={k: v for k, v in scorecard.facts.items() if isinstance(v, str)},
+        given=[name for name, flag in config["prior"].items() if flag],
+        hidden=[name for name, flag in config["prior"].items() if not flag],
+        recording=recording,
+        design={k: v for k, v in recording.provenance.items() if not isinstance(v, (dict, list))},
+        warnings=recording.provenance.get("warnings", []),
+        figures=[
+            {"src": _inline(f.path), "title": f.title, "caption": f.caption} for f in figures
+        ],
+        identifiability=_table(scorecard.facts.get("identifiability")),
+        origin=origin,
+    )
+
+
+def result_rows(scorecard: Scorecard) -> list[dict[str, str]]:
+    """Result table: metric, value, unit, baselines as words."""
+    baselines: Mapping[str, Mapping[str, float]] = scorecard.facts.get("baselines", {})
+    return [
+        {
+            "name": name,
+            "value": number(value),
+            "unit": scorecard.units.get(name, ""),
+            "baseline": ", ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items()),
+        }
+        for name, value in scorecard.metrics.items()
+    ]
+
+
+def _table(rows: Any) -> dict[str, Any] | None:
+    """A list of equal dictionaries as header and body, cut to a readable length."""
+    if not isinstance(rows, list) or not rows:
+        return None
+    header = list(rows[0])
+    body = [[_cell(row[key]) for key in header] for row in rows[:TABLE_ROWS_SHOWN]]
+    return {"header": header, "body": body, "n_rows": len(rows), "n_shown": len(body)}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    return "" if value is None else str(value)
+
+
+def _inline(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()

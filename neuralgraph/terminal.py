@@ -1,0 +1,81 @@
+"""What a run says in the terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from neuralgraph.core.recording import Recording, Truth
+from neuralgraph.core.scorecard import Scorecard
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def shown(path: Path) -> str:
+    """Path relative to here where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def print_start(config: Mapping[str, Any], folder: Path, *, resumed: bool) -> None:
+    """Name, seed, prior and folder."""
+    verb = "resuming" if resumed else "running"
+    console.print(f"[bold]{config['name']}[/bold]  {verb} in {shown(folder)}  seed {config['seed']}")
+    if config["question"]:
+        console.print(f"[dim]{config['question'].strip()}[/dim]")
+    given = [name for name, flag in config["prior"].items() if flag]
+    hidden = [name for name, flag in config["prior"].items() if not flag]
+    console.print(f"given: {', '.join(given) or 'nothing'}   to be found: {', '.join(hidden) or '-'}")
+
+
+def print_result(scorecard: Scorecard, folder: Path) -> None:
+    """Score table, with the trivial baseline beside every score that has one."""
+    baselines: Mapping[str, Mapping[str, float]] = scorecard.facts.get("baselines", {})
+    table = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("trivial baseline", justify="right", style="dim")
+    primary = scorecard.provenance["primary_metric"]
+    for name, value in scorecard.metrics.items():
+        others = "  ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items())
+        style = "bold cyan" if name == primary else None
+        unit = scorecard.units.get(name, "")
+        table.add_row(name, f"{number(value)} {unit}".strip(), others, style=style)
+    console.print()
+    console.print(table)
+    for name, fact in scorecard.facts.items():
+        if isinstance(fact, str):
+            console.print(f"[bold]{name}[/bold]  {fact}")
+    for name, why in scorecard.not_computed.items():
+        console.print(f"[dim]{name} not computed: {why}[/dim]")
+    print_report(folder)
+
+
+def print_report(folder: Path) -> None:
+    """Where the report lies."""
+    console.print(f"report  [bold]{shown(folder / 'report.html')}[/bold]")
+
+
+def print_recording(recording: Recording, truth: Truth | None, folder: Path) -> None:
+    """Size and design of simulated data."""
+    console.print(
+        f"{recording.n_run} runs, {recording.n_time} frames, {recording.n_var} variables; "
+        f"derivatives: {recording.dx_dt_source}; truth: {'kept' if truth else 'none'}"
+    )
+    for key, value in recording.provenance.items():
+        console.print(f"[dim]{key}[/dim]  {value}")
+    console.print(f"written to [bold]{shown(folder)}[/bold]")
+
+
+def number(value: float) -> str:
+    """Four significant digits, without needless zeros.
+
+    >>> number(0.98765), number(12.0), number(1.5e-7)
+    ('0.9877', '12', '1.5e-07')
+    """
+    return f"{value:.4g}"

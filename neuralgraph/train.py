@@ -1,0 +1,33 @@
+"""``python -m neuralgraph.train +experiment=NAME``: one command from a question to a report."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from neuralgraph.cli import claim_folder, guarded, plain
+from neuralgraph.config import CONFIG_FOLDER
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="train")
+def task(cfg: DictConfig) -> float | None:
+    """One run; returns the primary metric (for sweepers)."""
+    from neuralgraph import pipeline
+    from neuralgraph.terminal import print_result, print_start
+
+    config = plain(cfg)
+    pipeline.compose(config)
+    folder = claim_folder(config)
+    print_start(config, folder.path, resumed=folder.resumed)
+    try:
+        scorecard = pipeline.run(config, folder.path)
+    except BaseException:
+        folder.release()
+        raise
+    folder.finish()
+    print_result(scorecard, folder.path)
+    return scorecard.metrics.get(scorecard.provenance["primary_metric"])
+
+
+if __name__ == "__main__":
+    guarded(task)

@@ -1,0 +1,29 @@
+"""The plain training loop every system can use."""
+
+from __future__ import annotations
+
+from neuralgraph.training.session import Session
+
+
+def fit(
+    session: Session,
+    *,
+    n_epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    clip_norm: float | None,
+) -> None:
+    """Pass over the frames in random order, ``n_epochs`` times, all parameters at one rate.
+
+    Args:
+        session: The session to train.
+        n_epochs: Passes over the training frames.
+        learning_rate: Step size of every parameter that is not frozen.
+        batch_size: Frames in a batch.
+        clip_norm: Largest norm of the whole gradient, ``None`` for no clipping.
+    """
+    clip = {} if clip_norm is None else {"": clip_norm}
+    with session.phase("fit", train={"": learning_rate}, clip=clip) as phase:
+        for _ in phase.epochs(n_epochs):
+            for batch in session.batches(batch_size):
+                session.step(batch)
