@@ -1,0 +1,176 @@
+"""Multilayer perceptrons with their own generator, and one that starts from a power law."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neuralgraph.core.errors import ConfigError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class MLP(nn.Sequential):
+    r"""Linear layers with an activation between them; weights are ``0.weight, 2.weight, …``.
+
+    Weights and biases start uniform in $\pm 1/\sqrt{\text{fan in}}$, the last layer times
+    ``last_scale``. A last layer of exactly 0 is refused: with it (and a tanh network of zeros
+    before) no weight but the last bias ever receives a gradient.
+
+    Args:
+        n_in, n_out: Widths of input and output.
+        hidden_dim: Width of every hidden layer.
+        n_layers: Number of linear layers, at least 1.
+        generator: Source of the initial weights.
+        activation: ``tanh``, ``silu`` or ``relu``.
+        input_scale: Factor on each input feature, length ``n_in``; keeps measured quantities of
+            any unit near 1 without changing what the function is called with.
+        last_scale: Factor on the initial last layer, > 0.
+
+    Raises:
+        ConfigError: an impossible size, activation or scale.
+
+    Source:
+        own.
+    """
+
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        hidden_dim: int,
+        n_layers: int,
+        generator: torch.Generator,
+        activation: str = "tanh",
+        input_scale: Sequence[float] | None = None,
+        last_scale: float = 1.0,
+    ) -> None:
+        if n_layers < 1 or (n_layers > 1 and hidden_dim < 1):
+            raise ConfigError(
+                f"an MLP needs n_layers >= 1 and hidden_dim >= 1, got {n_layers} and {hidden_dim}"
+            )
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}")
+        if not last_scale > 0:
+            raise ConfigError(
+                f"last_scale must be positive, got {last_scale}: an all-zero last layer stops the "
+                "gradient of every layer before it"
+            )
+        if input_scale is not None and len(input_scale) != n_in:
+            raise ConfigError(f"input_scale must have length {n_in}, got {len(input_scale)}")
+        width = [n_in, *[hidden_dim] * (n_layers - 1), n_out]
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(itertools.pairwise(width)):
+            # skip_init leaves the global generator alone
+            linear: nn.Linear = nn.utils.skip_init(nn.Linear, a, b)  # type: ignore[assignment]
+            bound = 1 / math.sqrt(max(a, 1))
+            with torch.no_grad():
+                linear.weight.uniform_(-bound, bound, generator=generator)
+                linear.bias.uniform_(-bound, bound, generator=generator)
+                if i == n_layers - 1:
+                    linear.weight.mul_(last_scale)
+                    linear.bias.mul_(last_scale)
+            layers.append(linear)
+            if i < n_layers - 1:
+                layers.append(ACTIVATIONS[activation]())
+        super().__init__(*layers)
+        scale = torch.ones(n_in) if input_scale is None else torch.tensor(input_scale).float()
+        self.is_scaled = bool((scale != 1).any())
+        self.register_buffer("input_scale", scale)
+
+    @property
+    def last(self) -> nn.Linear:
+        """Last linear layer."""
+        layer = self[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Everything before the last linear layer: ``(*, n_in) -> (*, hidden_dim)``.
+
+        A sum over inputs commutes with the last layer, so that a caller may sum these first.
+        """
+        if self.is_scaled:
+            x = x * self.input_scale
+        for i in range(len(self) - 1):
+            x = self[i](x)
+        return x
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(*, n_in) -> (*, n_out)``."""
+        return self.last(self.hidden(input))
+
+
+class PowerLawMLP(nn.Module):
+    r"""Positive function of a concentration, a learned correction to a power law.
+
+    $f(c, s) = \exp\big(p\, s \log c + N(\log c, s) - N(0, s)\big)$ with a network $N$ and a learned
+    power $p$. $f(1, s) = 1$ by construction, which fixes the gauge between $f$ and the rate
+    constants; $c$ is floored at ``floor`` so that 0 is allowed.
+
+    Args:
+        hidden_dim, n_layers, activation: Of the network, as in :class:`MLP`.
+        generator: Source of the initial weights.
+        power: Initial $p$ (mass action is $p = 1$, $N = 0$).
+        floor: Smallest concentration told apart.
+        last_scale: Factor on the network's initial last layer.
+
+    Source:
+        own; the skip keeps noisy fits from collapsing to a constant.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        n_layers: int,
+        generator: torch.Generator,
+        activation: str = "tanh",
+        power: float = 0.5,
+        floor: float = 1e-8,
+        last_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.net = MLP(
+            2,
+            1,
+            hidden_dim=hidden_dim,
+            n_layers=n_layers,
+            generator=generator,
+            activation=activation,
+            last_scale=last_scale,
+        )
+        # the last bias cancels in N(log c, s) - N(0, s): it is no parameter
+        self.net.last.register_parameter("bias", None)
+        self.power = nn.Parameter(torch.tensor(float(power)))
+        self.floor = float(floor)
+
+    def log_value(self, concentration: Tensor, order: Tensor) -> Tensor:
+        """Logarithm of f.
+
+        Args:
+            concentration: ``(n, n_batch)``, >= 0.
+            order: |s| of each row, ``(n,)``.
+
+        Returns:
+            ``(n, n_batch)``.
+        """
+        log_c = concentration.clamp_min(self.floor).log()
+        padded = nn.functional.pad(log_c, (0, 1))  # a last column at c = 1, where N is subtracted
+        s = order.unsqueeze(1).expand_as(padded)
+        value = self.net(torch.stack([padded, s], dim=2)).squeeze(2)
+        value = value[:, :-1] - value[:, -1:]
+        return torch.addcmul(value, self.power * order.unsqueeze(1), log_c)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(*, 2)``, features [c, |s|] -> ``(*, 1)``."""
+        flat = input.reshape(-1, 2)
+        value = self.log_value(flat[:, :1], flat[:, 1]).exp()
+        return value.reshape(*input.shape[:-1], 1)
