@@ -1,1 +1,1 @@
-"""Pure functions (prediction, target) -> number."""
+"""Pure functions (prediction, target) -> number: regression, recovery up to gauge."""

@@ -1,1 +1,1 @@
-"""Mathematics with no biology in it."""
+"""Mathematics without biology: integration of ODEs, identifiability of linear sensitivities."""
