@@ -17,13 +17,15 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import hydra
+from omegaconf import DictConfig
+
+from neuralgraph.cli import guarded
+from neuralgraph.config import CONFIG_FOLDER
+from neuralgraph.core.data_home import cache_folder
 from neuralgraph.core.errors import ConfigError, DataError, MissingDataError, nearest
 from neuralgraph.core.files import write_bytes
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ATTEMPTS = 3
 CHUNK = 1 << 16
@@ -316,7 +318,8 @@ def with_name(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="fetch")
+def task(cfg: DictConfig) -> None:
     """Fetch what the config names, or list what there is."""
     if cfg.name is None:
         print(listing())
@@ -327,15 +330,6 @@ def run(cfg: DictConfig) -> None:
     fetch(source, cfg.folder or cache_folder())
 
 
-def main() -> None:
-    """Entry point."""
-    import hydra
-
-    from neuralgraph.config import CONFIG_FOLDER
-
-    sys.argv[1:] = with_name(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="fetch")(run)()
-
-
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = with_name(sys.argv[1:])
+    guarded(task)
