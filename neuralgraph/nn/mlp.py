@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from neuralgraph.core.errors import ConfigError
 
@@ -99,13 +101,116 @@ class MLP(nn.Sequential):
         """
         if self.is_scaled:
             x = x * self.input_scale
-        for i in range(len(self) - 1):
-            x = self[i](x)
-        return x
+        return self._hidden_from(x, 0)
+
+    def hidden_grid(self, value: Tensor, feature: Tensor) -> Tensor:
+        """:meth:`hidden` at every pair (value[n, b], feature[n]), without building the pairs.
+
+        The part of the first layer that does not change along the batch is computed once a row.
+
+        Args:
+            value: First input, ``(n, n_batch)``.
+            feature: Remaining inputs of each row, ``(n, n_in - 1)``.
+
+        Returns:
+            ``(n, n_batch, hidden_dim)``.
+        """
+        if len(self) == 1 or not isinstance(self[1], nn.Tanh):
+            rows = feature.unsqueeze(1).expand(-1, value.shape[1], -1)
+            return self.hidden(torch.cat([value.unsqueeze(2), rows], dim=2))
+        first = self[0]
+        assert isinstance(first, nn.Linear)
+        weight = first.weight * self.input_scale if self.is_scaled else first.weight
+        row = nn.functional.linear(feature, weight[:, 1:], first.bias)
+        return self._hidden_from(_grid_tanh(value, weight[:, 0], row), 2)
+
+    def grid(self, value: Tensor, feature: Tensor) -> Tensor:
+        """The function at every pair (value[n, b], feature[n]) of a network with one output.
+
+        Args:
+            value: First input, ``(n, n_batch)``.
+            feature: Remaining inputs, ``(n, n_in - 1)``.
+
+        Returns:
+            ``(n, n_batch)``.
+        """
+        return self._single(self.hidden_grid(value, feature))
+
+    def single(self, x: Tensor) -> Tensor:
+        """The function of a network with one output, ``(*, n_in) -> (*,)``."""
+        return self._single(self.hidden(x))
 
     def forward(self, input: Tensor) -> Tensor:
         """``(*, n_in) -> (*, n_out)``."""
         return self.last(self.hidden(input))
+
+    def _single(self, hidden: Tensor) -> Tensor:
+        last = self.last
+        flat = torch.mv(hidden.reshape(-1, last.in_features), last.weight[0])
+        value = flat.view(hidden.shape[:-1])
+        return value if last.bias is None else value + last.bias
+
+    def _hidden_from(self, x: Tensor, start: int) -> Tensor:
+        shape = x.shape[:-1]
+        for i in range(start, len(self) - 1, 2):
+            layer, activation = self[i], self[i + 1]
+            assert isinstance(layer, nn.Linear)
+            if isinstance(activation, nn.Tanh):
+                x = _linear_tanh(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
+            else:
+                x = activation(layer(x))
+        return x.view(*shape, x.shape[-1])
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """Tanh in place. In float32 on a CPU the sigmoid is 2.5 times faster, equal to 1e-7."""
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return x.tanh_()
+
+
+class _LinearTanh(torch.autograd.Function):
+    """tanh(x W^T + b) as one node of the graph, ``(n, n_in) -> (n, n_out)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = _tanh_(torch.addmm(bias, x, weight.t()))
+        ctx.save_for_backward(x, weight, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight, y = ctx.saved_tensors
+        g = torch.ops.aten.tanh_backward(grads[0].contiguous(), y)
+        return g @ weight if ctx.needs_input_grad[0] else None, g.t() @ x, g.sum(0)
+
+
+class _GridTanh(torch.autograd.Function):
+    """tanh(value[n, b] weight + row[n]), ``(n, n_batch, n_out)``, as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, row: Tensor) -> Tensor:
+        y = _tanh_(torch.addcmul(row.unsqueeze(1), value.unsqueeze(2), weight))
+        ctx.save_for_backward(value, weight, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        value, weight, y = ctx.saved_tensors
+        g = torch.ops.aten.tanh_backward(grads[0].contiguous(), y)
+        flat = g.view(-1, g.shape[2])
+        grad_value = (flat @ weight).view_as(value) if ctx.needs_input_grad[0] else None
+        return grad_value, torch.mv(flat.t(), value.reshape(-1)), g.sum(1)
+
+
+def _linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return cast(Tensor, _LinearTanh.apply(x, weight, bias))
+
+
+def _grid_tanh(value: Tensor, weight: Tensor, row: Tensor) -> Tensor:
+    return cast(Tensor, _GridTanh.apply(value, weight, row))
 
 
 class PowerLawMLP(nn.Module):
@@ -164,8 +269,7 @@ class PowerLawMLP(nn.Module):
         """
         log_c = concentration.clamp_min(self.floor).log()
         padded = nn.functional.pad(log_c, (0, 1))  # a last column at c = 1, where N is subtracted
-        s = order.unsqueeze(1).expand_as(padded)
-        value = self.net(torch.stack([padded, s], dim=2)).squeeze(2)
+        value = self.net.grid(padded, order.unsqueeze(1))
         value = value[:, :-1] - value[:, -1:]
         return torch.addcmul(value, self.power * order.unsqueeze(1), log_c)
 

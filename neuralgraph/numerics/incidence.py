@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from neuralgraph.core.errors import DataError
 
-DENSE_LIMIT = 65_536
-"""Matrices with at most this many entries are multiplied as dense ones (measured: faster there)."""
+DENSE_LIMIT = 262_144
+"""Products of at most this many multiplications run dense (measured on a CPU: faster there)."""
 
 
 class Incidence(nn.Module):
@@ -42,6 +43,7 @@ class Incidence(nn.Module):
     col: Tensor
     crow: Tensor
     order: Tensor
+    position: Tensor
     col_by_row: Tensor
     crow_transposed: Tensor
     order_transposed: Tensor
@@ -69,6 +71,7 @@ class Incidence(nn.Module):
             "col": col,
             "crow": _pointers(row, n_row),
             "order": order,
+            "position": torch.argsort(order),
             "col_by_row": col[order],
             "crow_transposed": _pointers(col, n_col),
             "order_transposed": order_t,
@@ -77,24 +80,12 @@ class Incidence(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
-        self.is_sorted = bool((order == torch.arange(self.n_edge)).all())
-        key = (row * n_col + col)[order]
-        self.has_repeats = bool((key.diff() == 0).any())
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether products run on a dense matrix (small, and no entry occurs twice)."""
-        return not self.has_repeats and self.n_row * self.n_col <= DENSE_LIMIT
+        self._kept: dict[str, tuple[object, ...]] = {}
 
     @property
     def edge_index(self) -> Tensor:
         """``(2, n_edge)`` with source = column and target = row, as PyG wants it."""
         return torch.stack([self.col, self.row])
-
-    def matrix(self, value: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """CSR tensor with these values (ones when ``None``), ``(n_row, n_col)``."""
-        value = self.row.new_ones(self.n_edge, dtype=dtype) if value is None else value
-        return _csr(self.crow, self.col_by_row, value[self.order], self.n_row, self.n_col)
 
     def forward(self, value: Tensor | None, x: Tensor) -> Tensor:
         """Product $A x$.
@@ -106,16 +97,18 @@ class Incidence(nn.Module):
         Returns:
             ``(n_row, n_batch)``.
         """
-        if self.is_dense:
-            if value is None:
-                value = x.new_ones(self.n_edge)
-            return self.dense(value) @ x
-        return cast(Tensor, _SparseProduct.apply(self, value, x))  # pyright: ignore[reportUnknownMemberType]
+        n_product = self.n_row * self.n_col * x.shape[1]
+        function = _DenseProduct if n_product <= DENSE_LIMIT else _SparseProduct
+        return cast(Tensor, function.apply(self, value, x))  # pyright: ignore[reportUnknownMemberType]
 
     def dense(self, value: Tensor) -> Tensor:
         """Dense ``(n_row, n_col)`` matrix; differentiable in ``value``."""
         flat = value.new_zeros(self.n_row * self.n_col).index_add(0, self.flat, value)
         return flat.view(self.n_row, self.n_col)
+
+    def matrix(self, value: Tensor | None, like: Tensor) -> Tensor:
+        """CSR tensor of these values (ones when ``None``), ``(n_row, n_col)``, not differentiable."""
+        return self._keep("csr", value, like, self._make_csr)
 
     def reference(self, value: Tensor | None, x: Tensor) -> Tensor:
         """The same product by gather and ``index_add``, for comparison."""
@@ -126,16 +119,51 @@ class Incidence(nn.Module):
         """Shape and number of entries."""
         return f"{self.n_row} x {self.n_col}, {self.n_edge} entries"
 
+    # -- matrices of the moment -----------------------------------------------------------------
+
+    def _keep(
+        self,
+        name: str,
+        value: Tensor | None,
+        like: Tensor,
+        make: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Build a matrix, or take the kept one when nobody learns ``value`` and it is unchanged."""
+        if value is not None and value.requires_grad:
+            return make(value)
+        state = (like.dtype, like.device, None if value is None else value._version)
+        kept = self._kept.get(name)
+        if kept is None or kept[0] is not value or kept[1] != state:
+            entries = like.new_ones(self.n_edge) if value is None else value
+            kept = (value, state, make(entries))
+            self._kept[name] = kept
+        return cast(Tensor, kept[2])
+
+    def _make_csr(self, value: Tensor) -> Tensor:
+        entries = value.detach().index_select(0, self.order)
+        return _csr(self.crow, self.col_by_row, entries, self.n_row, self.n_col)
+
+    def _make_transposed(self, value: Tensor) -> Tensor:
+        entries = value.detach().index_select(0, self.order_transposed)
+        return _csr(self.crow_transposed, self.row_by_col, entries, self.n_col, self.n_row)
+
+    def _make_dense(self, value: Tensor) -> Tensor:
+        return self.dense(value.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the kept matrices behind."""
+        return {**self.__dict__, "_kept": {}}
+
 
 def _pointers(index: Tensor, n: int) -> Tensor:
     count = torch.bincount(index, minlength=n)
     return torch.cat([count.new_zeros(1), count.cumsum(0)])
 
 
+_sparse_csr = cast("Callable[..., Tensor]", torch.sparse_csr_tensor)  # pyright: ignore[reportUnknownMemberType]
 with warnings.catch_warnings():
     # torch says once per process that CSR tensors are in beta: let it say so here
     warnings.simplefilter("ignore", UserWarning)
-    _sparse_csr: Callable[..., Tensor] = torch.sparse_csr_tensor  # pyright: ignore[reportUnknownMemberType]
     _sparse_csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 
@@ -144,32 +172,52 @@ def _csr(crow: Tensor, col: Tensor, value: Tensor, n_row: int, n_col: int) -> Te
 
 
 class _SparseProduct(torch.autograd.Function):
-    """CSR product whose backward multiplies by the stored transpose."""
+    """CSR product; the backward multiplies by the stored transpose, and samples g x^T at the edges."""
 
     @staticmethod
     def forward(ctx: Any, pattern: Incidence, value: Tensor | None, x: Tensor) -> Tensor:
         x = x.contiguous()
+        matrix = pattern._keep("csr", value, x, pattern._make_csr)
         ctx.pattern = pattern
         ctx.save_for_backward(value, x)
-        return pattern.matrix(value, x.dtype) @ x
+        return matrix @ x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         pattern: Incidence = ctx.pattern
-        value, x = ctx.saved_tensors
+        value, x = cast("tuple[Tensor | None, Tensor]", ctx.saved_tensors)
         g = grads[0].contiguous()
         grad_value = grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_value = (g[pattern.row] * x[pattern.col]).sum(1)
+            zero = g.new_zeros(pattern.n_edge)
+            at = _csr(pattern.crow, pattern.col_by_row, zero, pattern.n_row, pattern.n_col)
+            sampled = torch.sparse.sampled_addmm(at, g, x.t(), beta=0.0)
+            grad_value = sampled.values().index_select(0, pattern.position)
         if ctx.needs_input_grad[2]:
-            ones = value is None
-            entries = g.new_ones(pattern.n_edge) if ones else value[pattern.order_transposed]
-            transposed = _csr(
-                pattern.crow_transposed,
-                pattern.row_by_col,
-                entries,
-                pattern.n_col,
-                pattern.n_row,
-            )
-            grad_x = transposed @ g
+            grad_x = pattern._keep("transposed", value, g, pattern._make_transposed) @ g
+        return None, grad_value, grad_x
+
+
+class _DenseProduct(torch.autograd.Function):
+    """The same product on a small dense matrix, where the cost is that of calling operations."""
+
+    @staticmethod
+    def forward(ctx: Any, pattern: Incidence, value: Tensor | None, x: Tensor) -> Tensor:
+        dense = pattern._keep("dense", value, x, pattern._make_dense)
+        ctx.pattern = pattern
+        ctx.save_for_backward(dense, x)
+        return dense @ x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        pattern: Incidence = ctx.pattern
+        dense, x = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
+        g = grads[0]
+        grad_value = grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_value = (g @ x.t()).reshape(-1).index_select(0, pattern.flat)
+        if ctx.needs_input_grad[2]:
+            grad_x = dense.t() @ g
         return None, grad_value, grad_x

@@ -413,9 +413,7 @@ class Metabolism_Propagation(BipartitePropagation):
         return inputs.t().contiguous()
 
     def _homeostasis(self, c: Tensor) -> Tensor:
-        n_batch = c.shape[1]
-        embedding = self.a.unsqueeze(1).expand(-1, n_batch, -1)
-        return self.MLP_node(torch.cat([c.unsqueeze(2), embedding], dim=2)).squeeze(2)
+        return self.MLP_node.grid(c, self.a)
 
     def _flux(self, c: Tensor, external: Tensor | None) -> Tensor:
         if self.kinetics == "learned_rate":
@@ -430,11 +428,11 @@ class Metabolism_Propagation(BipartitePropagation):
         """``(n_met, n_batch) -> (n_rxn, n_batch)``."""
         n_batch = c.shape[1]
         order = self.order
-        c_input = c[self.met_input]
-        message = self.msg_mlp.hidden(_features(c_input, order))
+        c_input = c.index_select(0, self.met_input)
+        message = self.msg_mlp.hidden_grid(c_input, order.unsqueeze(1))
         if not self.has_roles:
-            at_zero = self.msg_mlp.hidden(_features(c, c.new_zeros(self.n_met)))
-            message = message - at_zero[self.met_input]
+            at_zero = self.msg_mlp.hidden_grid(c, c.new_zeros(self.n_met, 1))
+            message = message - at_zero.index_select(0, self.met_input)
         # the sum over substrates commutes with the last layer of msg_mlp
         width = message.shape[2]
         total = self.sum_messages(self.to_reaction, message.reshape(-1, n_batch * width), None)
@@ -442,7 +440,7 @@ class Metabolism_Propagation(BipartitePropagation):
         h = torch.nn.functional.linear(total.view(self.n_rxn, n_batch, width), last.weight)
         if self.has_roles:
             h = torch.addcmul(h, self.n_sub_per_rxn.view(-1, 1, 1), last.bias)
-        rate = softplus(self.rate_mlp(h).squeeze(2))
+        rate = softplus(self.rate_mlp.single(h))
         return rate * torch.exp(LN10 * self.log_k).unsqueeze(1)
 
     def _mass_action(self, c: Tensor) -> Tensor:
@@ -461,17 +459,21 @@ class Metabolism_Propagation(BipartitePropagation):
 
     def _substrate(self, c: Tensor, is_log: bool) -> Tensor:
         """MLP_sub (its logarithm when ``is_log``) of each input, ``(n_input, n_batch)``."""
-        value = self._substrate_at(c[self.met_input], self.order, is_log)
+        value = self._substrate_at(c.index_select(0, self.met_input), self.order, is_log)
         if not self.has_roles:
             at_zero = self._substrate_at(c, c.new_zeros(self.n_met), is_log)
-            value = value - at_zero[self.met_input]
+            value = value - at_zero.index_select(0, self.met_input)
         return value
 
     def _substrate_at(self, c: Tensor, order: Tensor, is_log: bool) -> Tensor:
         if isinstance(self.MLP_sub, PowerLawMLP):
             value = self.MLP_sub.log_value(c, order)
             return value if is_log else value.exp()
-        value = self.MLP_sub(_features(c, order)).squeeze(2)
+        if isinstance(self.MLP_sub, MLP):
+            value = self.MLP_sub.grid(c, order.unsqueeze(1))
+        else:  # a function put in place of the network: [c, |s|] -> f
+            pairs = torch.stack([c, order.unsqueeze(1).expand_as(c)], dim=2)
+            value = self.MLP_sub(pairs).squeeze(2)
         return value.abs().clamp_min(SMALLEST_FACTOR).log() if is_log else value
 
     def _mean_input(self, external: Tensor | None) -> Tensor:
@@ -488,11 +490,6 @@ class Metabolism_Propagation(BipartitePropagation):
         index = self.rxn_sub.unsqueeze(1).expand(-1, v.shape[1])
         ones = torch.ones_like(v)
         return v * ones.scatter_reduce(0, index, available[self.met_sub], reduce="amin")
-
-
-def _features(c: Tensor, order: Tensor) -> Tensor:
-    """Pairs [c, |s|]: ``(n, n_batch)`` and ``(n,)`` to ``(n, n_batch, 2)``."""
-    return torch.stack([c, order.unsqueeze(1).expand_as(c)], dim=2)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
