@@ -1,4 +1,4 @@
-"""A metabolism Recording cut for learning: frames to train on, frames to validate, runs held out."""
+"""A metabolism Recording cut for learning: training, validation and held-out parts."""
 
 from __future__ import annotations
 
@@ -254,12 +254,14 @@ class MetabolismData:
         return self._take(index, future, future_inputs)
 
     def starts(self, horizon: int) -> Tensor:
-        """Training frames from which ``horizon`` steps stay inside one run, ``(n,)`` long."""
-        if horizon > 1:
-            self._need_even()
+        """Training frames from which ``horizon`` steps stay inside one run, ``(n,)`` long.
+
+        With a horizon of 1 a frame is judged by its own derivative, so every frame will do.
+        """
+        if horizon <= 1:
+            return torch.arange(self.n_train, device=self._follows.device)
+        self._need_even()
         found = torch.nonzero(self._follows[: self.n_train] >= horizon).flatten()
-        if horizon <= 1 and not len(found):
-            found = torch.arange(self.n_train, device=self._follows.device)
         if not len(found):
             raise DataError(
                 f"no training run is longer than {horizon} steps: the longest has "
@@ -371,7 +373,7 @@ def _spec(
             if (
                 index is not None
                 and index.numel()
-                and not (0 <= int(index.min()) and int(index.max()) < size)
+                and not (int(index.min()) >= 0 and int(index.max()) < size)
             ):
                 what = "metabolites" if side == "met" else "reactions"
                 raise DataError(

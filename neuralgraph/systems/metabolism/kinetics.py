@@ -1,4 +1,4 @@
-"""Rate laws and right-hand sides of the simulated networks, vectorised over runs (NumPy, float64)."""
+"""Rate laws and right-hand sides of the simulated networks, vectorised over runs (float64)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 DENSE_LIMIT = 60_000
 """Below this many entries a dense product beats a sparse one."""
+CHUNK = 32
+"""Runs evaluated together in the random rate law: few enough to stay in the cache."""
 
 
 class RateLaw(Protocol):
@@ -55,7 +57,7 @@ class MassAction:
     def flux(self, concentration: Array) -> Array:
         """Velocities; a negative concentration (rounding of a solver stage) counts as 0."""
         c = np.maximum(concentration, 0.0)
-        edge = c[:, self.met]
+        edge = c.take(self.met, axis=1)
         if not self.all_order_one:
             edge = edge**self.order
         if not len(self.fed):
@@ -63,7 +65,8 @@ class MassAction:
         product = np.multiply.reduceat(edge, self.starts, axis=1)
         if self.all_fed:
             return product * self.k
-        v = np.broadcast_to(self.k, (c.shape[0], len(self.k))).copy()
+        v = np.empty((c.shape[0], len(self.k)))
+        v[:] = self.k
         v[:, self.fed] *= product
         return v
 
@@ -119,15 +122,23 @@ class LearnedRate:
 
     def flux(self, concentration: Array) -> Array:
         """Velocities, all >= 0."""
+        parts = [
+            self._rate(concentration[first : first + CHUNK])
+            for first in range(0, concentration.shape[0], CHUNK)
+        ]
+        return np.concatenate(parts) * self.k
+
+    def _rate(self, concentration: Array) -> Array:
         n_run = concentration.shape[0]
         c = torch.from_numpy(np.ascontiguousarray(concentration.T))[self.pair_met]
         n_pair, n_hidden = self.offset.shape
         hidden = torch.addcmul(self.offset[:, None, :], c[:, :, None], self.slope).sigmoid_()
-        total = self.collect @ hidden.reshape(n_pair, n_run * n_hidden).numpy()
-        inner = torch.from_numpy(total).view(self.n_rxn, n_run, n_hidden) @ self.inner
+        folded = (hidden.view(-1, n_hidden) @ self.inner).view(n_pair, n_run * n_hidden)
+        total = torch.from_numpy(self.collect @ folded.numpy())
+        inner = total.view(self.n_rxn, n_run, n_hidden)
         inner.add_(self.inner_offset[:, None, :]).sigmoid_()
-        rate = torch.nn.functional.softplus(inner @ self.outer + self.outer_offset)
-        return rate.numpy().T * self.k
+        rate = inner.view(-1, n_hidden) @ self.outer + self.outer_offset
+        return torch.nn.functional.softplus(rate).view(self.n_rxn, n_run).numpy().T
 
 
 def random_weights(generator: torch.Generator, width: int, n_message: int) -> dict[str, Tensor]:

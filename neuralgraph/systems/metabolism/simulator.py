@@ -1,6 +1,6 @@
-"""Simulated metabolic networks: random rate law, autocatalytic cycles, and what all have in common.
+r"""Simulated metabolic networks: random rate law, autocatalytic cycles, and their common part.
 
-Every simulator integrates $dc/dt = S v(c) - \\lambda (c - c_0(t)) + u(t)$ for all runs at once,
+Every simulator integrates $dc/dt = S v(c) - \lambda (c - c_0(t)) + u(t)$ for all runs at once,
 stores the exact right-hand side at each stored state, and derives every random number from
 ``seed`` through named streams: the network, the rate constants, the rate law, the initial states
 and the noise never share one, so that a change in one leaves the others alone.
@@ -102,7 +102,7 @@ class Homeostasis:
 
 @dataclass(frozen=True)
 class Circadian:
-    """Daily swing of the homeostatic baseline, $c_0 (1 + A \\sin(2\\pi t/T))$.
+    r"""Daily swing of the homeostatic baseline, $c_0 (1 + A \sin(2\pi t/T))$.
 
     Args:
         amplitude: A, relative, in [0, 1].
