@@ -1,0 +1,160 @@
+"""Checked and scaled input of the stoichiometry recovery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neuralgraph.core.errors import DataError
+from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
+from neuralgraph.systems.metabolism.recovery_messages import StoichiometryDecoder
+
+Array = np.ndarray
+MIN_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class RecoveryProblem:
+    """Data and graph of one problem, float64, with the scaling of the concentrations.
+
+    Attributes:
+        concentration, dx_dt: ``(n_frame, n_met)``, mM and mM min⁻¹.
+        center, half_width: Middle and half range of the concentrations, mM.
+    """
+
+    concentration: Array
+    dx_dt: Array
+    met_sub: Array
+    rxn_sub: Array
+    met_all: Array
+    rxn_all: Array
+    sign_all: Array
+    n_met: int
+    n_rxn: int
+    max_coefficient: int
+    center: float
+    half_width: float
+
+    @property
+    def max_substrates(self) -> int:
+        """Largest number of substrates of a reaction."""
+        return int(np.bincount(self.rxn_sub, minlength=self.n_rxn).max())
+
+    def frames(self, most: int) -> Array:
+        """At most ``most`` frames, evenly spread."""
+        n = len(self.concentration)
+        return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+    def decoder(
+        self, poly: PolynomialLaw, frames: Array, tie_substrates: bool
+    ) -> StoichiometryDecoder:
+        """Decoder on some of the frames."""
+        z = (self.concentration[frames] - self.center) / self.half_width
+        return StoichiometryDecoder(
+            np.ascontiguousarray(z.T),
+            np.ascontiguousarray(self.dx_dt[frames].T),
+            self.met_sub,
+            self.rxn_sub,
+            self.met_all,
+            self.rxn_all,
+            self.sign_all,
+            self.n_rxn,
+            poly,
+            self.max_coefficient,
+            tie_substrates,
+        )
+
+
+def _index(name: str, value: Any, bound: int) -> Array:
+    out = np.asarray(value)
+    if out.ndim != 1 or not np.issubdtype(out.dtype, np.integer):
+        raise DataError(
+            f"{name} must be a vector of integers, got shape {out.shape} of {out.dtype}"
+        )
+    if len(out) and (out.min() < 0 or out.max() >= bound):
+        raise DataError(f"{name} must lie in 0..{bound - 1}, got {out.min()}..{out.max()}")
+    return out.astype(np.int64)
+
+
+def checked_problem(
+    concentration: Any,
+    dx_dt: Any,
+    met_sub: Any,
+    rxn_sub: Any,
+    met_all: Any,
+    rxn_all: Any,
+    sign_all: Any,
+    *,
+    n_met: int,
+    n_rxn: int,
+    max_coefficient: int,
+) -> RecoveryProblem:
+    """Check shapes, values and graph, and convert to float64.
+
+    Raises:
+        DataError: says what was expected, what was found, what to do.
+    """
+    c, y = np.asarray(concentration), np.asarray(dx_dt)
+    for name, value in (("concentration", c), ("dx_dt", y)):
+        if value.ndim != 2 or value.shape[1] != n_met:
+            raise DataError(
+                f"{name} must be (n_frame, n_met) = (*, {n_met}), got {value.shape}: "
+                "one row per frame"
+            )
+        if not np.isfinite(value).all():
+            frame, met = np.argwhere(~np.isfinite(value))[0]
+            raise DataError(
+                f"{name} must be finite, got {value[frame, met]} at frame {frame}, metabolite "
+                f"{met}: drop such frames"
+            )
+    if c.shape != y.shape:
+        raise DataError(f"concentration {c.shape} and dx_dt {y.shape} must have the same shape")
+    if len(c) < MIN_FRAMES:
+        raise DataError(
+            f"at least {MIN_FRAMES} frames are needed, got {len(c)}: simulate more or longer runs"
+        )
+    if max_coefficient < 1:
+        raise DataError(f"max_coefficient must be at least 1, got {max_coefficient}")
+    edges = {
+        "met_sub": _index("met_sub", met_sub, n_met),
+        "rxn_sub": _index("rxn_sub", rxn_sub, n_rxn),
+        "met_all": _index("met_all", met_all, n_met),
+        "rxn_all": _index("rxn_all", rxn_all, n_rxn),
+    }
+    for part in ("sub", "all"):
+        met, rxn = edges[f"met_{part}"], edges[f"rxn_{part}"]
+        if met.shape != rxn.shape:
+            raise DataError(
+                f"met_{part} and rxn_{part} must have one length, got {len(met)} and {len(rxn)}"
+            )
+        key = rxn * n_met + met
+        if len(np.unique(key)) != len(key):
+            raise DataError(f"the {part} edges contain one (metabolite, reaction) pair twice")
+    sign = np.asarray(sign_all)
+    if sign.shape != edges["met_all"].shape or not np.isin(sign, (-1, 1)).all():
+        raise DataError(
+            f"sign_all must be -1 or 1 for each of the {len(edges['met_all'])} edges, got shape "
+            f"{sign.shape} with values {np.unique(sign)[:5]}"
+        )
+    for name, rxn in (("substrate", edges["rxn_sub"]), ("stoichiometric", edges["rxn_all"])):
+        bare = np.flatnonzero(np.bincount(rxn, minlength=n_rxn) == 0)
+        if len(bare):
+            raise DataError(
+                f"every reaction needs a {name} edge, reactions {bare[:5].tolist()} have none: "
+                "leave them out, the data say nothing about them"
+            )
+    low, high = np.quantile(c, [0.005, 0.995])
+    half_width = max(float(high - low) / 2, 1e-12)
+    return RecoveryProblem(
+        c.astype(np.float64),
+        y.astype(np.float64),
+        **edges,
+        sign_all=sign.astype(np.int64),
+        n_met=n_met,
+        n_rxn=n_rxn,
+        max_coefficient=max_coefficient,
+        center=float(low + high) / 2,
+        half_width=half_width,
+    )

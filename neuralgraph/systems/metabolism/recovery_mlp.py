@@ -1,0 +1,452 @@
+r"""Fit of the two shared networks of a rate law to exact derivatives.
+
+The rate of a reaction is $k_j\,softplus(rate(\sum_i msg([c_i, |s_{ij}|])))$. A Gauss-Newton step
+in the weights needs the normal equations in the coefficients ``theta`` of the polynomial law only:
+the residual is that of the networks, and the Jacobian of the networks is written in ``theta``.
+The cost of a step therefore does not depend on the number of weights times the number of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuralgraph.core.errors import DataError
+from neuralgraph.systems.metabolism.recovery_law import (
+    Collocation,
+    PolynomialLaw,
+    collocation,
+)
+from neuralgraph.systems.metabolism.recovery_messages import StoichiometryDecoder
+
+Array = np.ndarray
+
+
+def random_networks(
+    rng: np.random.Generator, width: int = 32, n_message: int = 16
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Untrained ``msg`` and ``rate`` networks, float64, initialised as ``nn.Linear`` does."""
+
+    def linear(n_in: int, n_out: int) -> nn.Linear:
+        layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float64)
+        bound = n_in**-0.5
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(rng.uniform(-bound, bound, (n_out, n_in))))
+            layer.bias.copy_(torch.from_numpy(rng.uniform(-bound, bound, n_out)))
+        return layer
+
+    msg = nn.Sequential(linear(2, width), nn.Tanh(), linear(width, n_message))
+    rate = nn.Sequential(linear(n_message, width), nn.Tanh(), linear(width, 1))
+    return msg, rate
+
+
+class SharedRateNetwork:
+    """The rate law of two networks, its ``theta``, and the derivative of ``theta`` by the weights.
+
+    Args:
+        msg_mlp: ``(*, 2) -> (*, n_message)``, features [c, |s|].
+        rate_mlp: ``(*, n_message) -> (*, 1)``.
+        points: Where the law is sampled.
+    """
+
+    def __init__(self, msg_mlp: nn.Module, rate_mlp: nn.Module, points: Collocation) -> None:
+        self.net = nn.ModuleDict({"msg": msg_mlp, "rate": rate_mlp}).double()
+        self.points = points
+        self.names = [n for n, _ in self.net.named_parameters()]
+        self.shapes = [p.shape for _, p in self.net.named_parameters()]
+        self.n_weight = sum(p.numel() for p in self.net.parameters())
+        self._point = [
+            (torch.from_numpy(np.stack([c, s], axis=-1)))
+            for c, s in zip(points.concentration, points.size, strict=True)
+        ]
+
+    def on(self, points: Collocation) -> SharedRateNetwork:
+        """The same networks sampled at other points."""
+        return SharedRateNetwork(self.net["msg"], self.net["rate"], points)
+
+    @property
+    def weights(self) -> Tensor:
+        """All weights as one vector (a copy)."""
+        return torch.cat([p.detach().reshape(-1) for p in self.net.parameters()])
+
+    @weights.setter
+    def weights(self, vector: Tensor) -> None:
+        with torch.no_grad():
+            start = 0
+            for p in self.net.parameters():
+                p.copy_(vector[start : start + p.numel()].view_as(p))
+                start += p.numel()
+
+    def _split(self, vector: Tensor) -> Mapping[str, Tensor]:
+        out, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            out[name] = vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+        return out
+
+    def _one(self, vector: Tensor, x: Tensor) -> Tensor:
+        """Rate at one point ``(n, 2)``."""
+        w = self._split(vector)
+        part = {
+            k: {n[len(k) + 1 :]: v for n, v in w.items() if n.startswith(k + ".")}
+            for k in ("msg", "rate")
+        }
+        h = torch.func.functional_call(self.net["msg"], part["msg"], (x,)).sum(0)
+        y = torch.func.functional_call(self.net["rate"], part["rate"], (h[None],))
+        return nn.functional.softplus(y).reshape(())
+
+    @torch.no_grad()
+    def theta(self) -> Array:
+        """Coefficients of the polynomial law closest to the networks, ``(n_theta,)``."""
+        parts = []
+        for x, inverse in zip(self._point, self.points.inverse, strict=True):
+            y = nn.functional.softplus(self.net["rate"](self.net["msg"](x).sum(1)))[:, 0]
+            parts.append(inverse @ y.numpy())
+        return np.concatenate(parts)
+
+    def theta_jacobian(self) -> Array:
+        """Derivative of ``theta`` by the weights, ``(n_theta, n_weight)``."""
+        vector = self.weights
+        grad = torch.func.vmap(torch.func.grad(self._one), in_dims=(None, 0))
+        return np.concatenate(
+            [
+                inverse @ grad(vector, x).numpy()
+                for x, inverse in zip(self._point, self.points.inverse, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def rates(
+        self, concentration: Array, decoder: StoichiometryDecoder, shape: Array | None = None
+    ) -> Array:
+        """Rate functions on frames ``(n_met, n_frame)``.
+
+        Returns:
+            ``(n_rxn, n_shape, n_frame)``; with ``shape`` given only these, ``(n_rxn, n_frame)``.
+        """
+        poly = decoder.poly
+        n_met, n_frame = concentration.shape
+        c = torch.from_numpy(np.ascontiguousarray(concentration))
+        message = []
+        for s in range(1, poly.max_coefficient + 1):
+            x = torch.stack([c, torch.full_like(c, float(s))], dim=-1)
+            message.append(self.net["msg"](x))
+        full = shape is None
+        size = (decoder.n_rxn, decoder.n_shape, n_frame) if full else (decoder.n_rxn, n_frame)
+        out = np.zeros(size)
+        for n, (members, _) in decoder.products.items():
+            subs = torch.from_numpy(decoder.substrates[n])
+            for code, sizes in enumerate(poly.shapes[n]):
+                pick = np.arange(len(members))
+                if shape is not None:
+                    pick = np.flatnonzero(shape[members] == code)
+                if not len(pick):
+                    continue
+                h = message[sizes[0] - 1][subs[pick, 0]]
+                for q in range(1, n):
+                    h = h + message[sizes[q] - 1][subs[pick, q]]
+                v = nn.functional.softplus(self.net["rate"](h))[..., 0].numpy()
+                if full:
+                    out[members[pick], code] = v
+                else:
+                    out[members[pick]] = v
+        return out
+
+
+def damped_step(h: Array, g: Array, jacobian: Array, damping: float) -> Array:
+    """Levenberg-Marquardt step in the weights from normal equations in ``theta``."""
+    value, vector = np.linalg.eigh((h + h.T) / 2)
+    keep = value > 1e-15 * value[-1]
+    root = np.sqrt(value[keep])
+    a = (root[:, None] * vector[:, keep].T) @ jacobian
+    b = (vector[:, keep].T @ g) / root
+    inner = a @ a.T
+    inner[np.diag_indices_from(inner)] += damping * np.trace(inner) / len(inner) + 1e-300
+    return a.T @ np.linalg.solve(inner, b)
+
+
+def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 60) -> float:
+    """Fit the weights so that their ``theta`` equals the given one in the metric ``h``.
+
+    Returns:
+        The squared distance reached.
+    """
+    damping, now = 1e-2, net.theta()
+    best = float((now - theta) @ h @ (now - theta))
+    for _ in range(n_step):
+        jacobian = net.theta_jacobian()
+        start = net.weights
+        for _ in range(8):
+            step = damped_step(h, h @ (theta - now), jacobian, damping)
+            net.weights = start + torch.from_numpy(step)
+            new = net.theta()
+            value = float((new - theta) @ h @ (new - theta))
+            if value < best:
+                break
+            damping *= 5
+        else:
+            net.weights = start
+            break
+        gain = (best - value) / best
+        best, now, damping = value, new, max(damping / 5, 1e-13)
+        if gain < 1e-3:
+            break
+    return best
+
+
+class _FixedStoichiometry:
+    """Rate constants, residuals and normal equations for known integers."""
+
+    def __init__(self, decoder: StoichiometryDecoder, size: Array, shape: Array) -> None:
+        self.d, self.shape = decoder, shape
+        self.s = np.zeros((decoder.n_met, decoder.n_rxn))
+        np.add.at(self.s, (decoder.met, decoder.rxn), decoder.sign * size)
+        self.basis = decoder.basis(shape)
+
+    def solve(self, rate: Array, weight: Array) -> tuple[Array, Array]:
+        """Least-squares k and the residual ``(n_met, n_frame)``."""
+        h = ((self.s * weight[:, None]).T @ self.s) * (rate @ rate.T)
+        b = ((self.s * weight[:, None]).T @ self.d.y * rate).sum(1)
+        scale = np.sqrt(np.maximum(np.diag(h), 1e-300))
+        h = h / np.outer(scale, scale)
+        h[np.diag_indices_from(h)] += 1e-14
+        k = np.linalg.solve(h, b / scale) / scale
+        left = self.d.y - self.s @ (k[:, None] * rate)
+        # one refinement: the normal equations lose half the digits
+        b = ((self.s * weight[:, None]).T @ left * rate).sum(1)
+        k = k + np.linalg.solve(h, b / scale) / scale
+        return k, self.d.y - self.s @ (k[:, None] * rate)
+
+    def normal(self, rate: Array, k: Array, left: Array, weight: Array) -> tuple[Array, Array]:
+        """Normal equations in ``theta`` after the rate constants are eliminated."""
+        d, n = self.d, self.d.poly.n_theta
+        h, g = np.zeros((n, n)), np.zeros(n)
+        cross = np.zeros((n, d.n_rxn))
+        x = np.empty((n, d.n_frame))
+        for i in range(d.n_met):
+            rxn = np.flatnonzero(self.s[i])
+            if not len(rxn):
+                continue
+            x[:] = 0
+            for j in rxn:
+                block, value = self.basis[j]
+                x[block] += (self.s[i, j] * k[j]) * value
+            h += weight[i] * (x @ x.T)
+            g += weight[i] * (x @ left[i])
+            cross[:, rxn] += weight[i] * (x @ rate[rxn].T) * self.s[i, rxn]
+        kk = ((self.s * weight[:, None]).T @ self.s) * (rate @ rate.T)
+        kk[np.diag_indices_from(kk)] *= 1 + 1e-12
+        kk[np.diag_indices_from(kk)] += 1e-300
+        gk = ((self.s * weight[:, None]).T @ left * rate).sum(1)
+        solved = np.linalg.solve(kk, np.column_stack([cross.T, gk]))
+        return h - cross @ solved[:, :-1], g - cross @ solved[:, -1]
+
+
+@dataclass(frozen=True)
+class RateFit:
+    """Result of :func:`fit_rate_mlp`.
+
+    Attributes:
+        log_k: log10 of the rate constants in the scale of the networks, ``(n_rxn,)``.
+        relative_residual: rms residual over rms derivative, per metabolite, ``(n_met,)``.
+        n_step: Accepted steps.
+    """
+
+    log_k: Array
+    relative_residual: Array
+    n_step: int
+
+
+def fit_networks(
+    decoder: StoichiometryDecoder,
+    concentration: Array,
+    net: SharedRateNetwork,
+    size: Array,
+    shape: Array,
+    k: Array,
+    n_step: int,
+    tolerance: float,
+    stop: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None] | None = None,
+) -> tuple[Array, Array, int]:
+    """Fit the networks in place for fixed integers; see :func:`fit_rate_mlp`."""
+    fixed = _FixedStoichiometry(decoder, size, shape)
+    live = decoder.rms > 1e-9 * decoder.rms.max()
+    weight = np.where(live, 1 / decoder.rms**2, 0.0)
+    # polynomial law first: it is linear given k
+    ones = np.zeros((decoder.n_rxn, decoder.n_frame))
+    theta = np.zeros(decoder.poly.n_theta)
+    for _ in range(4):
+        h, g = fixed.normal(ones, k, decoder.y, weight)
+        ridge = 1e-11 * np.diag(h) + 1e-13 * np.diag(h).max()
+        theta = np.linalg.solve(h + np.diag(ridge), g)
+        rate = decoder.polynomial_rates(theta)[np.arange(decoder.n_rxn), shape]
+        k_new, left = fixed.solve(rate, weight)
+        k = np.where(k_new > 0.2 * k, k_new, k)
+        relative = np.sqrt((left**2).mean(1)) / decoder.rms
+        weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + np.median(relative) ** 2)), 0)
+    h, _ = fixed.normal(rate, k, decoder.y - fixed.s @ (k[:, None] * rate), weight)
+    start = net.theta()
+    common = decoder.poly.constant
+    used = np.isin(np.arange(len(common)), _used_types(decoder, shape))
+    gauge = float(np.median(start[common[used]] / theta[common[used]]))
+    theta, k = theta * gauge, k / gauge
+    fit_to_theta(net, theta, h / gauge**2)
+
+    rate = net.rates(concentration, decoder, shape)
+    k, left = fixed.solve(rate, weight)
+    damping, accepted, still = 1e-6, 0, 0
+    for it in range(n_step):
+        relative = np.sqrt((left**2).mean(1)) / decoder.rms
+        floor = np.median(relative[live])
+        weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + floor**2)), 0.0)
+        value = float((weight * (left**2).mean(1)).sum())
+        h, g = fixed.normal(rate, k, left, weight)
+        jacobian, origin = net.theta_jacobian(), net.weights
+        for _ in range(7):
+            step = damped_step(h, g, jacobian, damping)
+            net.weights = origin + torch.from_numpy(step)
+            new_rate = net.rates(concentration, decoder, shape)
+            new_k, new_left = fixed.solve(new_rate, weight)
+            new_value = float((weight * (new_left**2).mean(1)).sum())
+            if new_value < value:
+                break
+            damping *= 10
+        else:
+            net.weights = origin
+            break
+        rate, k, left = new_rate, new_k, new_left
+        damping = max(damping / 5, 1e-14)
+        accepted += 1
+        still = still + 1 if new_value > 0.9 * value else 0
+        if log is not None:
+            log(f"fit step {it}: median row residual {floor:.1e}, gain {value / new_value:.2f}")
+        if floor < tolerance or still >= 3 or stop():
+            break
+    return k, left, accepted
+
+
+def _used_types(decoder: StoichiometryDecoder, shape: Array) -> list[int]:
+    kind = {t: i for i, t in enumerate(decoder.poly.types)}
+    return sorted(
+        {
+            kind[tuple(sorted(decoder.poly.shapes[int(n)][c]))]
+            for n, c in zip(decoder.n_sub, shape, strict=True)
+        }
+    )
+
+
+def fit_rate_mlp(
+    concentration: Array,
+    dx_dt: Array,
+    met_sub: Array,
+    rxn_sub: Array,
+    met_all: Array,
+    rxn_all: Array,
+    *,
+    sto_sub: Array,
+    sto_all: Array,
+    log_k: Array,
+    msg_mlp: nn.Module,
+    rate_mlp: nn.Module,
+    n_met: int,
+    n_rxn: int,
+    rng: np.random.Generator,
+    degree: int = 5,
+    max_frames: int = 576,
+    n_step: int = 40,
+    tolerance: float = 1e-8,
+    seconds: float = 30.0,
+    log: Callable[[str], None] | None = None,
+) -> RateFit:
+    r"""Train the shared networks in place with the stoichiometry fixed.
+
+    Minimises the robustly weighted relative residual of $\dot c = S v$,
+    $v_j = k_j\,softplus(rate(\sum_i msg([c_i, |s_{ij}|])))$, with the $k_j$ solved in closed form.
+    A polynomial law is fitted first and the networks to it, then the networks to the data. The
+    networks keep their parameter type; the arithmetic is float64.
+
+    Args:
+        concentration, dx_dt: ``(n_frame, n_met)``, mM and mM min⁻¹.
+        met_sub, rxn_sub: Substrate edges; ``sto_sub`` their integers, >= 1.
+        met_all, rxn_all: All edges; ``sto_all`` their signed integers.
+        log_k: First guess of log10 k, ``(n_rxn,)``; its common scale does not matter.
+        msg_mlp: ``(*, 2) -> (*, n_message)``; ``rate_mlp``: ``(*, n_message) -> (*, 1)``.
+        rng: Source of the sampling points.
+        degree: Of the polynomial law.
+        max_frames: Frames used, evenly spread.
+        n_step: Gauss-Newton steps on the data at most.
+        tolerance: Median relative residual at which to stop.
+        seconds: Wall-clock budget; no step starts after it.
+        log: Called with one line of text per step.
+
+    Returns:
+        The rate constants in the scale of the networks, and the residuals on all frames.
+
+    Raises:
+        DataError: arrays that do not fit together.
+
+    Source:
+        Golub & Pereyra (1973), variable projection; Levenberg (1944).
+    """
+    import time
+
+    from neuralgraph.systems.metabolism.recovery_checks import checked_problem
+
+    end = time.monotonic() + seconds
+    size = np.abs(np.asarray(sto_all)).astype(float)
+    inside = np.asarray(sto_sub).astype(int)
+    problem = checked_problem(
+        concentration,
+        dx_dt,
+        met_sub,
+        rxn_sub,
+        met_all,
+        rxn_all,
+        np.sign(sto_all),
+        n_met=n_met,
+        n_rxn=n_rxn,
+        max_coefficient=int(inside.max(initial=1)),
+    )
+    if np.shape(sto_sub) != np.shape(met_sub) or inside.min(initial=1) < 1:
+        raise DataError(
+            f"sto_sub must be integers >= 1 of shape {np.shape(met_sub)}, got shape "
+            f"{np.shape(sto_sub)} with least value {inside.min(initial=1)}"
+        )
+    if np.shape(log_k) != (n_rxn,):
+        raise DataError(f"log_k must have shape ({n_rxn},), got {np.shape(log_k)}")
+    poly = PolynomialLaw(problem.max_substrates, problem.max_coefficient, degree)
+    frames = problem.frames(max_frames)
+    decoder = problem.decoder(poly, frames, tie_substrates=False)
+    shape = np.zeros(n_rxn, dtype=int)
+    for j, edges in enumerate(decoder.sub_edges):
+        shape[j] = poly.shapes[len(edges)].index(tuple(int(s) for s in inside[edges]))
+    kinds = [p.dtype for m in (msg_mlp, rate_mlp) for p in m.parameters()]
+    points = collocation(poly, problem.center, problem.half_width, rng)
+    net = SharedRateNetwork(msg_mlp, rate_mlp, points)
+    k, _, accepted = fit_networks(
+        decoder,
+        problem.concentration[frames].T,
+        net,
+        size,
+        shape,
+        10.0 ** np.asarray(log_k, dtype=float),
+        n_step,
+        tolerance,
+        lambda: time.monotonic() > end,
+        log,
+    )
+    rate = net.rates(problem.concentration.T, decoder, shape)
+    s = np.zeros((n_met, n_rxn))
+    np.add.at(s, (decoder.met, decoder.rxn), decoder.sign * size)
+    left = problem.dx_dt.T - s @ (k[:, None] * rate)
+    rms = np.sqrt((problem.dx_dt**2).mean(0))
+    relative = np.sqrt((left**2).mean(1)) / np.where(rms > 0, rms, 1.0)
+    if kinds:
+        msg_mlp.to(kinds[0])
+        rate_mlp.to(kinds[-1])
+    return RateFit(np.log10(np.maximum(k, 1e-300)), relative, accepted)
