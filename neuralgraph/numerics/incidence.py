@@ -106,10 +106,6 @@ class Incidence(nn.Module):
         flat = value.new_zeros(self.n_row * self.n_col).index_add(0, self.flat, value)
         return flat.view(self.n_row, self.n_col)
 
-    def matrix(self, value: Tensor | None, like: Tensor) -> Tensor:
-        """CSR tensor of these values (ones when ``None``), ``(n_row, n_col)``, not differentiable."""
-        return self._keep("csr", value, like, self._make_csr)
-
     def reference(self, value: Tensor | None, x: Tensor) -> Tensor:
         """The same product by gather and ``index_add``, for comparison."""
         message = x[self.col] if value is None else value.unsqueeze(1) * x[self.col]
@@ -121,34 +117,33 @@ class Incidence(nn.Module):
 
     # -- matrices of the moment -----------------------------------------------------------------
 
-    def _keep(
-        self,
-        name: str,
-        value: Tensor | None,
-        like: Tensor,
-        make: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Build a matrix, or take the kept one when nobody learns ``value`` and it is unchanged."""
-        if value is not None and value.requires_grad:
-            return make(value)
+    def matrix(self, kind: str, value: Tensor | None, like: Tensor) -> Tensor:
+        """Matrix of these values, not differentiable; kept while nobody learns or changes them.
+
+        Args:
+            kind: ``csr``, ``transposed`` (CSR of the transpose), or ``dense``.
+            value: ``(n_edge,)``; ``None``: ones.
+            like: Tensor whose type and device ones take.
+        """
+        if value is not None and (value.requires_grad or isinstance(value, nn.Parameter)):
+            return self._make(kind, value)
         state = (like.dtype, like.device, None if value is None else value._version)
-        kept = self._kept.get(name)
+        kept = self._kept.get(kind)
         if kept is None or kept[0] is not value or kept[1] != state:
             entries = like.new_ones(self.n_edge) if value is None else value
-            kept = (value, state, make(entries))
-            self._kept[name] = kept
+            kept = (value, state, self._make(kind, entries))
+            self._kept[kind] = kept
         return cast(Tensor, kept[2])
 
-    def _make_csr(self, value: Tensor) -> Tensor:
-        entries = value.detach().index_select(0, self.order)
-        return _csr(self.crow, self.col_by_row, entries, self.n_row, self.n_col)
-
-    def _make_transposed(self, value: Tensor) -> Tensor:
-        entries = value.detach().index_select(0, self.order_transposed)
+    def _make(self, kind: str, value: Tensor) -> Tensor:
+        value = value.detach()
+        if kind == "dense":
+            return self.dense(value)
+        if kind == "csr":
+            entries = value.index_select(0, self.order)
+            return _csr(self.crow, self.col_by_row, entries, self.n_row, self.n_col)
+        entries = value.index_select(0, self.order_transposed)
         return _csr(self.crow_transposed, self.row_by_col, entries, self.n_col, self.n_row)
-
-    def _make_dense(self, value: Tensor) -> Tensor:
-        return self.dense(value.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the kept matrices behind."""
@@ -161,6 +156,7 @@ def _pointers(index: Tensor, n: int) -> Tensor:
 
 
 _sparse_csr = cast("Callable[..., Tensor]", torch.sparse_csr_tensor)  # pyright: ignore[reportUnknownMemberType]
+_sampled_addmm = cast("Callable[..., Tensor]", torch.sparse.sampled_addmm)  # pyright: ignore[reportUnknownMemberType]
 with warnings.catch_warnings():
     # torch says once per process that CSR tensors are in beta: let it say so here
     warnings.simplefilter("ignore", UserWarning)
@@ -172,19 +168,21 @@ def _csr(crow: Tensor, col: Tensor, value: Tensor, n_row: int, n_col: int) -> Te
 
 
 class _SparseProduct(torch.autograd.Function):
-    """CSR product; the backward multiplies by the stored transpose, and samples g x^T at the edges."""
+    """CSR product; backward by the stored transpose, and by sampling g x^T at the edges."""
 
     @staticmethod
     def forward(ctx: Any, pattern: Incidence, value: Tensor | None, x: Tensor) -> Tensor:
         x = x.contiguous()
-        matrix = pattern._keep("csr", value, x, pattern._make_csr)
+        matrix = pattern.matrix("csr", value, x)
         ctx.pattern = pattern
         ctx.save_for_backward(value, x)
         return matrix @ x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[None, Tensor | None, Tensor | None]:
         pattern: Incidence = ctx.pattern
         value, x = cast("tuple[Tensor | None, Tensor]", ctx.saved_tensors)
         g = grads[0].contiguous()
@@ -192,10 +190,10 @@ class _SparseProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             zero = g.new_zeros(pattern.n_edge)
             at = _csr(pattern.crow, pattern.col_by_row, zero, pattern.n_row, pattern.n_col)
-            sampled = torch.sparse.sampled_addmm(at, g, x.t(), beta=0.0)
+            sampled = _sampled_addmm(at, g, x.t(), beta=0.0)
             grad_value = sampled.values().index_select(0, pattern.position)
         if ctx.needs_input_grad[2]:
-            grad_x = pattern._keep("transposed", value, g, pattern._make_transposed) @ g
+            grad_x = pattern.matrix("transposed", value, g) @ g
         return None, grad_value, grad_x
 
 
@@ -204,14 +202,16 @@ class _DenseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pattern: Incidence, value: Tensor | None, x: Tensor) -> Tensor:
-        dense = pattern._keep("dense", value, x, pattern._make_dense)
+        dense = pattern.matrix("dense", value, x)
         ctx.pattern = pattern
         ctx.save_for_backward(dense, x)
         return dense @ x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[None, Tensor | None, Tensor | None]:
         pattern: Incidence = ctx.pattern
         dense, x = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
         g = grads[0]

@@ -168,13 +168,16 @@ class MetabolismObjective:
     def _rollout_error(
         self, model: Metabolism_Propagation, batch: MetabolismBatch
     ) -> tuple[Tensor, Tensor | None]:
-        """Errors ``(n_batch, T, n_met)`` divided by T dt; inputs are held."""
+        """Errors ``(n_batch, T, n_met)`` divided by T dt."""
         future = batch.future
         assert future is not None
         n_step = future.shape[1]
         state, states, first = batch.concentration, [], None
         for step in range(n_step):
-            reaction, homeostasis = model.parts(state, batch.inputs)
+            external = batch.inputs
+            if step > 0 and batch.future_inputs is not None:
+                external = batch.future_inputs[:, step - 1]
+            reaction, homeostasis = model.parts(state, external)
             change = reaction if homeostasis is None else reaction + homeostasis
             state = torch.add(state, change, alpha=batch.dt)
             states.append(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +39,21 @@ class Metabolism_Propagation(BipartitePropagation):
 
     $k_j = 10^{\texttt{log\_k}_j}$. The homeostasis $h$ is ``MLP_node(c_i, a_i)``. ``sto_sub``
     enters as $|\cdot|$ and is not tied to ``sto_all``: a catalyst has $|s| = 1$ and net 0 or +1.
-    In a product no softplus is taken unless asked for: $\mathrm{softplus}(x) \ge 0.69$ for $x \ge 0$
-    keeps every reaction from slowing down and distorts $k$ and homeostasis.
+    In a product no softplus is taken unless asked for: it is at least 0.69 for a positive product,
+    so that no reaction could slow down, and $k$ and homeostasis come out distorted.
 
     What ``spec`` gives is fixed, as buffers that no optimiser can reach: ``sto_all``, ``sto_sub``,
-    ``log_k``. Where only signs are given (``sign_all``), ``sto_all`` is sign times
-    softplus(``sto_all_free``): the gradient never vanishes at a useful size (0.63 at 1, 0.86 at
-    2) and the sign cannot flip, where clamping would leave an edge stuck at 0. ``sto_all`` reads
-    as signed coefficients in every case, and may be assigned. Where roles are not given, every
+    ``log_k``. Where only signs are given (``sign_all``), ``sto_all`` is the sign times the softplus
+    of what the optimiser moves: the gradient never vanishes at a useful size (0.63 at 1, 0.86 at
+    2) and the sign cannot flip, where clamping would leave an edge stuck at 0. The attribute
+    ``sto_all`` reads as signed coefficients in every case (the state dict holds what is moved);
+    :meth:`set_stoichiometry` writes them. Where roles are not given, every
     candidate edge may be a substrate, and its message is measured from |s| = 0, so that such an
     edge leaves the rate untouched.
+
+    External ``inputs`` act as ``spec.input_mode`` says: not at all (``none``), added to dc/dt
+    (``additive``), or as the mean over a reaction's substrates or products, times its rate
+    (``multiplicative_substrate``, ``multiplicative_product``).
 
     Distinct (metabolite, |s|) pairs are evaluated once, not once per edge, when |s| is given.
 
@@ -71,9 +76,6 @@ class Metabolism_Propagation(BipartitePropagation):
         initial_scale_S: Size of the coefficients at the start: standard deviation where the sign
             is unknown, magnitude (times 0.5 to 1.5) where it is known.
         initial_log_k: Range of the uniform start of ``log_k``.
-        input_mode: What a batch's ``inputs`` do: ``none``, ``additive`` (to dc/dt), or
-            ``multiplicative_substrate`` / ``multiplicative_product`` (each rate times the mean
-            input over its substrates / products).
         flux_limit: Whether a reaction may consume at most what is there within ``dt``.
         tabulate: Number of log-concentration nodes on which ``MLP_sub`` is evaluated and
             interpolated (local cubic), or ``None``: exact. Needs given |s|; pays from about a
@@ -98,8 +100,6 @@ class Metabolism_Propagation(BipartitePropagation):
     n_sub_per_rxn: Tensor
     sign_all: Tensor | None
     sto_sub: Tensor
-    sto_all_free: nn.Parameter | None
-    sto_all_given: Tensor
     log_k: Tensor
     a: nn.Parameter
     msg_mlp: MLP
@@ -132,7 +132,6 @@ class Metabolism_Propagation(BipartitePropagation):
         initial_scale_embedding: float = 0.1,
         initial_scale_S: float = 1.0,
         initial_log_k: tuple[float, float] = (-2.0, 1.0),
-        input_mode: str = "none",
         flux_limit: bool = False,
         tabulate: int | None = None,
         fused: bool = True,
@@ -141,11 +140,11 @@ class Metabolism_Propagation(BipartitePropagation):
         _one_of("kinetics", kinetics, KINETICS)
         _one_of("aggregation", aggregation, AGGREGATIONS)
         _one_of("substrate_form", substrate_form, SUBSTRATE_FORMS)
-        _one_of("input_mode", input_mode, INPUT_MODES)
+        _one_of("spec.input_mode", spec.input_mode, INPUT_MODES)
         self.kinetics = kinetics
         self.aggregation = aggregation
         self.is_softplus = bool(softplus)
-        self.input_mode = input_mode
+        self.input_mode = spec.input_mode
         self.flux_limit = bool(flux_limit)
         self.dt = float(spec.frame_interval)
         self.tabulate = tabulate
@@ -160,7 +159,7 @@ class Metabolism_Propagation(BipartitePropagation):
         self._build_graph(spec)
         self._build_stoichiometry(spec, float(initial_scale_S), generator)
         if spec.log_k is not None:
-            self.register_buffer("log_k", spec.log_k.to(torch.float32))
+            self.register_buffer("log_k", spec.log_k.clone())
         else:
             log_k = low + (high - low) * torch.rand(self.n_rxn, generator=generator)
             self.log_k = nn.Parameter(log_k)
@@ -216,6 +215,10 @@ class Metabolism_Propagation(BipartitePropagation):
                 last_scale=initial_scale_node,
             )
 
+        given = (spec.sto_all, spec.sto_sub, spec.order_sub, spec.log_k, spec.sign_all)
+        floats = [x.dtype for x in given if x is not None and x.is_floating_point()]
+        self.to(floats[0] if floats else torch.float32)
+
     # -- construction ---------------------------------------------------------------------------
 
     def _build_graph(self, spec: MetabolismSpec) -> None:
@@ -239,15 +242,17 @@ class Metabolism_Propagation(BipartitePropagation):
             self.register_buffer(name, value, persistent=False)
         self.to_metabolite = Incidence(met_all, rxn_all, n_met, n_rxn)
 
-        is_known = spec.sto_sub is not None
-        if self.tabulate is not None and not is_known:
+        known = spec.sto_sub
+        if self.kinetics == "mass_action" and spec.order_sub is not None:
+            known = spec.order_sub  # kinetic orders need not be coefficients
+        if self.tabulate is not None and known is None:
             raise ConfigError(
                 "tabulate needs known |s| (prior.stoichiometry=true): with learned |s| the table "
                 "would have two dimensions; set tabulate=null"
             )
-        if is_known:
+        if known is not None:
             # each (metabolite, |s|) is one input of the substrate function
-            key = torch.stack([met_sub.double(), spec.sto_sub.double().abs()], dim=1)
+            key = torch.stack([met_sub.double(), known.double().abs()], dim=1)
             pair, inverse = torch.unique(key, dim=0, return_inverse=True)
             met_input, order_input = pair[:, 0].long(), pair[:, 1]
         else:
@@ -292,18 +297,20 @@ class Metabolism_Propagation(BipartitePropagation):
         n_sub, n_all = self.met_sub.numel(), self.met_all.numel()
         sign = None if spec.sign_all is None else spec.sign_all.to(torch.float32)
         self.register_buffer("sign_all", sign, persistent=False)
+        # sto_all is stored under its own name and read through the property of that name, which
+        # applies the sign: hence the direct entries
         if spec.sto_all is not None:
-            self.register_buffer("sto_all_given", spec.sto_all.to(torch.float32))
-            self.register_parameter("sto_all_free", None)
+            self._buffers["sto_all"] = spec.sto_all.clone()
         else:
-            self.register_buffer("sto_all_given", None)
             start = scale * torch.randn(n_all, generator=generator)
             if sign is not None:
                 magnitude = scale * (0.5 + torch.rand(n_all, generator=generator))
                 start = torch.where(sign == 0, start, sign * magnitude)
-            self.sto_all_free = nn.Parameter(self._free(start))
+            self._parameters["sto_all"] = nn.Parameter(self._free(start))
         if spec.sto_sub is not None:
-            self.register_buffer("sto_sub", spec.sto_sub.abs().to(torch.float32))
+            self.register_buffer("sto_sub", spec.sto_sub.abs())
+        elif self.order_input is not None:
+            self.register_buffer("sto_sub", self.order_input[self.to_reaction.col])
         elif self.has_roles:
             self.sto_sub = nn.Parameter(scale * (0.5 + torch.rand(n_sub, generator=generator)))
         else:
@@ -314,26 +321,45 @@ class Metabolism_Propagation(BipartitePropagation):
     @property
     def is_stoichiometry_given(self) -> bool:
         """Whether ``sto_all`` is fixed."""
-        return self.sto_all_free is None
+        return self._parameters.get("sto_all") is None
 
     @property
     def sto_all(self) -> Tensor:
         """Signed net coefficient of each ``all`` edge, ``(n_all_edge,)``."""
-        free = self.sto_all_free
+        free = self._parameters.get("sto_all")
         if free is None:
-            return self.sto_all_given
+            return cast(Tensor, self._buffers["sto_all"])
         if self.sign_all is None:
             return free
         return torch.where(self.sign_all == 0, free, self.sign_all * softplus(free))
 
-    @sto_all.setter
-    def sto_all(self, value: Tensor) -> None:
-        if self.sto_all_free is None:
-            raise ConfigError("the stoichiometry of this model is given: it cannot be assigned")
-        if value.shape != self.met_all.shape:
-            raise DataError(f"sto_all must be ({self.met_all.numel()},), got {tuple(value.shape)}")
-        with torch.no_grad():
-            self.sto_all_free.copy_(self._free(value.to(self.sto_all_free)))
+    def set_stoichiometry(
+        self, *, sto_all: Tensor | None = None, sto_sub: Tensor | None = None
+    ) -> None:
+        """Write coefficients into the model, as a closed-form start does.
+
+        Args:
+            sto_all: Signed net coefficients, ``(n_all_edge,)``, of the known signs.
+            sto_sub: Coefficients of the substrates, ``(n_sub_edge,)``.
+
+        Raises:
+            ConfigError: they are given, hence fixed.
+            DataError: a wrong shape, or a sign other than the known one.
+        """
+        for name, value, edges in (
+            ("sto_all", sto_all, self.met_all),
+            ("sto_sub", sto_sub, self.met_sub),
+        ):
+            if value is None:
+                continue
+            target = self._parameters.get(name)
+            if target is None:
+                raise ConfigError(f"{name} of this model is given (prior): it cannot be set")
+            if value.shape != edges.shape:
+                raise DataError(f"{name} must be ({edges.numel()},), got {tuple(value.shape)}")
+            value = value.detach().to(target)
+            with torch.no_grad():
+                target.copy_(self._free(value) if name == "sto_all" else value)
 
     def _free(self, value: Tensor) -> Tensor:
         """Free parameter of a signed coefficient: the inverse of what :attr:`sto_all` reads."""
@@ -400,6 +426,11 @@ class Metabolism_Propagation(BipartitePropagation):
             raise DataError(
                 f"concentration must be (n_batch, n_met) = (*, {self.n_met}), got "
                 f"{tuple(concentration.shape)}"
+            )
+        if concentration.dtype != self.log_k.dtype:
+            raise DataError(
+                f"concentration is {concentration.dtype}, the model {self.log_k.dtype}: call "
+                "model.to(dtype) or data.astype(dtype)"
             )
         return concentration.t().contiguous()
 
