@@ -1,0 +1,744 @@
+"""How a recovered metabolic network is judged: the only part of the system that sees the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.recording import Truth
+from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.metrics.regression import mean_pearson, r2_identity
+from neuralgraph.numerics.integrate import FIXED, DivergedError, rollout
+from neuralgraph.systems.metabolism import metrics
+from neuralgraph.systems.metabolism.dataset import MetabolismData
+from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
+from neuralgraph.systems.metabolism.model import Metabolism_Propagation
+from neuralgraph.systems.metabolism.network import ReactionNetwork
+
+TRIVIAL = "1.5 × known sign"
+NO_CHANGE = "no change"
+CONSTANT = "best constant"
+
+STOICHIOMETRY_METRICS = (
+    "stoichiometry_R2",
+    "stoichiometry_R2_identifiable",
+    "stoichiometry_R2_full",
+    "stoichiometry_R2_refit",
+    "exact_edges",
+    "exact_columns",
+    "exact_edges_identifiable",
+    "exact_columns_identifiable",
+)
+TRIVIAL_METRICS = ("stoichiometry_R2_trivial", "exact_edges_trivial")
+FRACTIONS = ("identifiable_fraction_edges", "identifiable_fraction_columns")
+RATE_METRICS = (
+    "rate_constants_R2",
+    "rate_constants_R2_identifiable",
+    "trimmed_R2",
+    "n_outliers",
+    "n_outliers_identifiable",
+    "max_abs_dlog10_k_identifiable",
+    "slope",
+    "rate_constants_group_error",
+)
+
+
+class MetabolismEvaluator:
+    """Recovery of stoichiometry and rate constants, and prediction of held-out trajectories.
+
+    The scores are defined in :mod:`neuralgraph.systems.metabolism.metrics`. Held-out rollouts
+    start from the first held-out frame; that frame is not scored. ``test_R2`` pools runs, frames
+    and metabolites, each metabolite centred on its own mean; ``test_R2_change`` is 1 − SSE over
+    the sum of squared displacements from the start (0 for a prediction that nothing changes);
+    ``test_pearson`` is the mean over metabolites; ``test_R2_one_step`` is that of the derivative
+    at held-out frames. A rollout that diverges is reported as not computed, with its time.
+
+    Args:
+        every: Epochs between two looks at the truth while training, 0 for none.
+        primary_metric: The number searches and summaries look at.
+        direction: ``maximize`` or ``minimize``.
+        class_metric: The score that decides the class.
+        converged_above: Class ``converged`` lies above.
+        failed_below: Class ``failed`` lies below.
+        trivial_margin: By how much ``converged`` must beat the trivial score of ``class_metric``.
+        degeneracy: Pair (prediction, recovery) of metrics whose gap tells compensation, or null.
+        max_coefficient: Largest stoichiometric coefficient the gauge considers (public knowledge
+            of the family of networks).
+        rtol: Relative tolerance of the null space of the sensitivity.
+        rollout_method: ``euler``, ``midpoint``, ``heun`` or ``rk4``.
+        rollout_n_substep: Steps between two frames.
+        cluster_eps: Neighbourhood of DBSCAN on the embeddings.
+        cluster_min_samples: Neighbours of a core point of DBSCAN.
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        primary_metric: str,
+        direction: str,
+        class_metric: str,
+        converged_above: float,
+        failed_below: float,
+        trivial_margin: float,
+        degeneracy: list[str] | None,
+        max_coefficient: int,
+        rtol: float,
+        rollout_method: str,
+        rollout_n_substep: int,
+        cluster_eps: float,
+        cluster_min_samples: int,
+    ) -> None:
+        if direction not in ("maximize", "minimize"):
+            raise ConfigError(f"evaluation.direction is maximize or minimize, got '{direction}'")
+        if degeneracy is not None and len(degeneracy) != 2:
+            raise ConfigError(
+                "evaluation.degeneracy is null or a pair [prediction metric, recovery metric], "
+                f"got {degeneracy}"
+            )
+        if failed_below > converged_above:
+            raise ConfigError(
+                f"evaluation.failed_below ({failed_below:g}) lies above converged_above "
+                f"({converged_above:g}): swap them"
+            )
+        if max_coefficient < 1 or rollout_n_substep < 1:
+            raise ConfigError(
+                "evaluation.max_coefficient and rollout_n_substep must be at least 1, got "
+                f"{max_coefficient} and {rollout_n_substep}"
+            )
+        if rollout_method not in FIXED:
+            raise ConfigError(
+                f"evaluation.rollout_method must be one of {', '.join(FIXED)}, got "
+                f"'{rollout_method}'"
+            )
+        self.every = every
+        self.primary_metric = primary_metric
+        self.direction = direction
+        self.class_metric = class_metric
+        self.converged_above = converged_above
+        self.failed_below = failed_below
+        self.trivial_margin = trivial_margin
+        self.degeneracy = None if degeneracy is None else (degeneracy[0], degeneracy[1])
+        self.max_coefficient = max_coefficient
+        self.rtol = rtol
+        self.rollout_method = rollout_method
+        self.rollout_n_substep = rollout_n_substep
+        self.cluster_eps = cluster_eps
+        self.cluster_min_samples = cluster_min_samples
+
+    # -- the two calls ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+        truth: Truth | None,
+        *,
+        log: Mapping[str, float],
+    ) -> Scorecard:
+        """Every score, with the trivial one beside it and the reason for each that is missing.
+
+        Args:
+            model: The fitted model.
+            data: Its data; held-out trajectories are scored.
+            truth: The truth, or ``None`` for measured data.
+            log: Numbers of the training; ``final_loss`` is the mean squared error of dx/dt.
+        """
+        card = Scorecard()
+        baselines: dict[str, dict[str, float]] = {}
+        if truth is None:
+            self._skip_truth(card)
+        else:
+            network = network_of_truth(truth)
+            found = self._identifiability(data, truth, network)
+            self._identifiable_fractions(card, data, truth, network, found)
+            gauged = gauged_stoichiometry(model, data, max_coefficient=self.max_coefficient)
+            self._stoichiometry(card, baselines, data, network, found, gauged)
+            self._rate_constants(card, baselines, model, data, truth, network, found, gauged)
+            self._homeostasis(card, model, data, truth)
+            card.facts["identifiability"] = metrics.identifiability_table(found, network)
+        self._prediction(card, baselines, model, data)
+        if "final_loss" in log:
+            unit = "(mM/min)²"
+            card.add("final_loss", log["final_loss"], unit)
+            baselines["final_loss"] = {NO_CHANGE: float(data.train.dx_dt.double().square().mean())}
+        else:
+            card.skip("final_loss", "the training logged none")
+        self._verdicts(card, baselines)
+        card.facts["baselines"] = {
+            name: {label: value for label, value in row.items() if math.isfinite(value)}
+            for name, row in baselines.items()
+        }
+        return card
+
+    @torch.no_grad()
+    def watch(
+        self, model: Metabolism_Propagation, data: MetabolismData, truth: Truth | None
+    ) -> dict[str, float]:
+        """A few truth metrics for ``evaluation.jsonl``; empty without truth."""
+        if truth is None:
+            return {}
+        network = network_of_truth(truth)
+        result: dict[str, float] = {}
+        gauged = gauged_stoichiometry(model, data, max_coefficient=self.max_coefficient)
+        if not is_stoichiometry_given(data):
+            column, _ = metrics.column_identifiability(network, _order(truth))
+            scores = metrics.stoichiometry_scores(gauged, network, is_identifiable=column)
+            for name in ("stoichiometry_R2", "exact_edges", "exact_edges_identifiable"):
+                result[name] = scores[name]
+        pair = gauged_log_k(model, data, truth, network, gauged)
+        if not isinstance(pair, str):
+            result["rate_constants_R2"] = r2_identity(pair[0], pair[1], per_variable=False)
+        return {name: value for name, value in result.items() if math.isfinite(value)}
+
+    # -- parts --------------------------------------------------------------------------------
+
+    def _skip_truth(self, card: Scorecard) -> None:
+        names = (
+            *STOICHIOMETRY_METRICS,
+            *TRIVIAL_METRICS,
+            *FRACTIONS,
+            *RATE_METRICS,
+            "sign_accuracy",
+            "support_f1",
+            "identifiable_fraction_k",
+        )
+        for name in names:
+            card.skip(name, "no truth: measured data")
+
+    def _identifiability(
+        self, data: MetabolismData, truth: Truth, network: ReactionNetwork
+    ) -> metrics.Identifiability:
+        return metrics.identifiability(
+            network,
+            design_flux(data, truth, network),
+            is_stoichiometry_given=is_stoichiometry_given(data),
+            rtol=self.rtol,
+            order_sub=_order(truth),
+            is_law_shared=truth.facts["rate_law"] != "sbml",
+        )
+
+    def _identifiable_fractions(
+        self,
+        card: Scorecard,
+        data: MetabolismData,
+        truth: Truth,
+        network: ReactionNetwork,
+        found: metrics.Identifiability,
+    ) -> None:
+        if is_stoichiometry_given(data):
+            for name in (*FRACTIONS, "identifiable_fraction_edges_design"):
+                card.skip(name, "the stoichiometry is given")
+        else:
+            has_edge = torch.bincount(network.rxn_all, minlength=network.n_rxn) > 0
+            edge = found.column[network.rxn_all].double()
+            card.add("identifiable_fraction_edges", float(edge.mean()))
+            card.add("identifiable_fraction_columns", float(found.column[has_edge].double().mean()))
+            flux = design_flux(data, truth, network)
+            if flux is None:
+                card.skip("identifiable_fraction_edges_design", found.reason_k[0])
+            else:
+                of_design = metrics.determined_edges(
+                    network, flux, is_support_given=data.spec.has_support, rtol=self.rtol
+                )
+                card.add("identifiable_fraction_edges_design", float(of_design.double().mean()))
+        if data.spec.log_k is not None:
+            card.skip("identifiable_fraction_k", "the rate constants are given")
+        elif "log_k" not in truth.parameters:
+            card.skip("identifiable_fraction_k", "the true rate law has no rate constants k")
+        elif found.k is None:
+            card.skip("identifiable_fraction_k", found.reason_k[0])
+        else:
+            card.add("identifiable_fraction_k", float(found.k.double().mean()))
+
+    def _stoichiometry(
+        self,
+        card: Scorecard,
+        baselines: dict[str, dict[str, float]],
+        data: MetabolismData,
+        network: ReactionNetwork,
+        found: metrics.Identifiability,
+        gauged: metrics.GaugedStoichiometry,
+    ) -> None:
+        spec = data.spec
+        if is_stoichiometry_given(data):
+            for name in (*STOICHIOMETRY_METRICS, *TRIVIAL_METRICS, "sign_accuracy", "support_f1"):
+                card.skip(name, "the stoichiometry is given")
+            return
+        scores = metrics.stoichiometry_scores(gauged, network, is_identifiable=found.column)
+        for name in STOICHIOMETRY_METRICS:
+            self._add(card, name, scores[name], "no edge to count")
+        if spec.has_roles and spec.has_support:
+            card.skip("sign_accuracy", "support and roles are given, and with them every sign")
+        else:
+            self._add(card, "sign_accuracy", scores["sign_accuracy"], "no edge to count")
+        if spec.has_support:
+            card.skip("support_f1", "the support is given")
+        else:
+            self._add(card, "support_f1", scores["support_f1"], "no edge to count")
+            every_pair = torch.ones(network.n_met, network.n_rxn)
+            baselines["support_f1"] = {
+                "every pair": metrics.support_f1(every_pair, network.matrix())
+            }
+        sign = None
+        if spec.sign_all is not None:
+            sign = (spec.met_all, spec.rxn_all, spec.sign_all)
+        known = metrics.known_signs(
+            network,
+            sign=sign,
+            substrate=(spec.met_sub, spec.rxn_sub) if spec.has_roles and sign is None else None,
+        )
+        trivial = metrics.trivial_stoichiometry_scores(network, known, is_identifiable=found.column)
+        for name, value in trivial.items():
+            baselines[name] = {TRIVIAL: value}
+        for name in TRIVIAL_METRICS:
+            self._add(card, name, trivial[name.removesuffix("_trivial")], "no edge to count")
+        errors = metrics.stoichiometry_errors(gauged, network)
+        card.facts["diagnosis"] = str(errors)
+        card.facts["gauge"] = (
+            "per reaction the scale that brings the estimated column closest to integers up to "
+            f"{self.max_coefficient}, from the estimate and the prior alone"
+        )
+
+    def _rate_constants(
+        self,
+        card: Scorecard,
+        baselines: dict[str, dict[str, float]],
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+        truth: Truth,
+        network: ReactionNetwork,
+        found: metrics.Identifiability,
+        gauged: metrics.GaugedStoichiometry,
+    ) -> None:
+        pair = gauged_log_k(model, data, truth, network, gauged)
+        if isinstance(pair, str):
+            for name in RATE_METRICS:
+                card.skip(name, pair)
+            return
+        log_k, true_log_k = pair
+        scores = metrics.rate_constant_scores(
+            log_k,
+            true_log_k,
+            is_identifiable=torch.zeros_like(found.column) if found.k is None else found.k,
+            group=found.group,
+        )
+        for name in RATE_METRICS:
+            why = "no undetermined sum of rate constants"
+            if name.endswith("_identifiable"):
+                why = "no rate constant is determined" if found.k is not None else found.reason_k[0]
+            self._add(card, name, scores[name], why)
+        constant = torch.full_like(true_log_k, float(true_log_k.mean()))
+        outside = (true_log_k - constant).abs() > metrics.OUTLIER
+        baselines["rate_constants_R2"] = {CONSTANT: 0.0}
+        baselines["n_outliers"] = {CONSTANT: float(outside.sum())}
+        if model.kinetics == "mass_action" and data.spec.has_roles:
+            card.add("alpha", substrate_amplitude(model))
+
+    def _homeostasis(
+        self, card: Scorecard, model: Metabolism_Propagation, data: MetabolismData, truth: Truth
+    ) -> None:
+        """Slope of the learned homeostasis per type, clusters of the embeddings."""
+        types = truth.parameters.get("metabolite_type")
+        if not model.has_homeostasis:
+            return
+        if types is None:
+            card.skip("avg_slope_ratio", "the truth has no homeostasis")
+            return
+        from neuralgraph.metrics.clustering import cluster_scores
+
+        types = types.long()
+        slope, offset = homeostasis_lines(model, data)
+        rate = truth.parameters["homeostasis_lambda"].double()
+        baseline = truth.parameters["homeostasis_baseline"].double()
+        ratios = []
+        for t in types.unique().tolist():
+            here = types == t
+            true_slope = -float(rate[here].mean())
+            learned = float(slope[here].median())
+            card.add(f"MLP_node_slope_{t}", learned, "1/min")
+            card.add(f"MLP_node_gt_slope_{t}", true_slope, "1/min")
+            card.add(f"MLP_node_offset_{t}", float(offset[here].median()), "mM/min")
+            card.add(f"MLP_node_gt_offset_{t}", float((rate * baseline)[here].mean()), "mM/min")
+            if true_slope != 0:
+                ratios.append(learned / true_slope)
+                card.add(f"MLP_node_slope_ratio_{t}", ratios[-1])
+        if ratios:
+            card.add("avg_slope_ratio", sum(ratios) / len(ratios))
+        scores = cluster_scores(
+            model.a.detach().cpu().double(),
+            types,
+            eps=self.cluster_eps,
+            min_samples=self.cluster_min_samples,
+        )
+        for name, value in scores.items():
+            self._add(card, f"embedding_{name}", value, "fewer than two clusters were found")
+
+    def _prediction(
+        self,
+        card: Scorecard,
+        baselines: dict[str, dict[str, float]],
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+    ) -> None:
+        names = ("test_R2", "test_R2_change", "test_pearson")
+        card.facts["held_out"] = data.test_description
+        try:
+            runs = held_out_rollouts(
+                model, data, method=self.rollout_method, n_substep=self.rollout_n_substep
+            )
+        except DivergedError as error:
+            for name in names:
+                card.skip(
+                    name,
+                    f"the rollout from held-out data diverged at t = {error.time:g} min "
+                    f"({error.variable})",
+                )
+            runs = []
+        else:
+            if not runs:
+                for name in names:
+                    card.skip(name, "no trajectory was held out")
+        if runs:
+            seen = torch.cat([run.seen[1:] for run in runs])
+            predicted = torch.cat([run.predicted[1:] for run in runs])
+            still = torch.cat([run.seen[:1].expand_as(run.seen[1:]) for run in runs])
+            if seen.numel():
+                self._scores_of_rollout(card, baselines, seen, predicted, still)
+            else:
+                for name in names:
+                    card.skip(name, "held-out trajectories have one frame only")
+        pairs = one_step(model, data)
+        if pairs is None:
+            card.skip("test_R2_one_step", "no derivative of held-out frames")
+        else:
+            score = r2_identity(*pairs, per_variable=True)
+            self._add(
+                card, "test_R2_one_step", score, "the derivative does not vary, or is not finite"
+            )
+            zero = torch.zeros_like(pairs[1])
+            baselines["test_R2_one_step"] = {
+                NO_CHANGE: r2_identity(zero, pairs[1], per_variable=True)
+            }
+
+    def _scores_of_rollout(
+        self,
+        card: Scorecard,
+        baselines: dict[str, dict[str, float]],
+        seen: Tensor,
+        predicted: Tensor,
+        still: Tensor,
+    ) -> None:
+        why = "the held-out data do not vary"
+        self._add(card, "test_R2", r2_identity(predicted, seen, per_variable=True), why)
+        moved = float((seen - still).square().sum())
+        change = 1 - float((seen - predicted).square().sum()) / moved if moved > 0 else math.nan
+        self._add(card, "test_R2_change", change, why)
+        self._add(card, "test_pearson", mean_pearson(predicted, seen), why)
+        baselines["test_R2"] = {NO_CHANGE: r2_identity(still, seen, per_variable=True)}
+        baselines["test_R2_change"] = {NO_CHANGE: 0.0}
+        baselines["test_pearson"] = {NO_CHANGE: mean_pearson(still, seen)}
+
+    def _verdicts(self, card: Scorecard, baselines: dict[str, dict[str, float]]) -> None:
+        if self.degeneracy is not None:
+            prediction, recovery = (card.metrics.get(name) for name in self.degeneracy)
+            if prediction is None or recovery is None:
+                absent = next(n for n in self.degeneracy if n not in card.metrics)
+                card.skip("degeneracy_gap", f"{absent} was not computed")
+            else:
+                card.add("degeneracy_gap", prediction - recovery)
+                card.facts["degeneracy"] = metrics.degeneracy_diagnosis(prediction, recovery)
+        else:
+            card.skip("degeneracy_gap", "no pair of metrics is configured")
+        score = card.metrics.get(self.class_metric)
+        if score is None:
+            why = card.not_computed.get(self.class_metric, "there is no such metric")
+            card.facts["class"] = f"none: {self.class_metric} was not computed ({why})"
+            return
+        finite = [v for v in baselines.get(self.class_metric, {}).values() if math.isfinite(v)]
+        trivial = max(finite) if finite else None
+        bounds = {"converged_above": self.converged_above, "failed_below": self.failed_below}
+        card.facts["class"] = metrics.classify(
+            score, **bounds, trivial=trivial, trivial_margin=self.trivial_margin
+        )
+        card.facts["class_document"] = metrics.classify(
+            score, **bounds, trivial=None, trivial_margin=0.0
+        )
+        rule = (
+            f"converged above {self.converged_above:g}, failed below {self.failed_below:g} of "
+            f"{self.class_metric}"
+        )
+        if trivial is not None:
+            rule += (
+                f"; converged also asks for {self.trivial_margin:g} above the trivial "
+                f"{trivial:.3g}, which the document's class does not"
+            )
+        card.facts["class_rule"] = rule
+
+    @staticmethod
+    def _add(card: Scorecard, name: str, value: float, why_not: str) -> None:
+        if math.isfinite(value):
+            card.add(name, value)
+        else:
+            card.skip(name, why_not)
+
+
+# -- what the estimate says, shared with the figures ----------------------------------------------
+
+
+def is_stoichiometry_given(data: MetabolismData) -> bool:
+    """Whether S is part of the prior."""
+    return data.spec.sto_all is not None
+
+
+def gauged_stoichiometry(
+    model: Metabolism_Propagation, data: MetabolismData, *, max_coefficient: int
+) -> metrics.GaugedStoichiometry:
+    """The model's ``sto_all`` in the fixed gauge; as it is where the stoichiometry is given.
+
+    Args:
+        model: The fitted model.
+        data: Its data, for the prior.
+        max_coefficient: Largest coefficient considered.
+    """
+    spec = data.spec
+    value = model.sto_all.detach()
+    if is_stoichiometry_given(data):
+        raw = value.cpu().double()
+        one = torch.ones(spec.n_rxn, dtype=torch.float64)
+        return metrics.GaugedStoichiometry(
+            model.met_all.cpu(), model.rxn_all.cpu(), raw, raw.round(), one, raw, spec.n_met
+        )
+    substrate = None
+    if spec.has_roles:
+        substrate = (model.met_sub, model.rxn_sub, model.sto_sub)
+    return metrics.fix_gauge(
+        model.met_all,
+        model.rxn_all,
+        value,
+        n_met=spec.n_met,
+        n_rxn=spec.n_rxn,
+        substrate=substrate,
+        max_coefficient=max_coefficient,
+        is_support_given=spec.has_support,
+    )
+
+
+@torch.no_grad()
+def gauged_log_k(
+    model: Metabolism_Propagation,
+    data: MetabolismData,
+    truth: Truth,
+    network: ReactionNetwork,
+    gauged: metrics.GaugedStoichiometry,
+) -> tuple[Tensor, Tensor] | str:
+    """Estimated and true log10 k, each in its fixed gauge; or why they cannot be compared.
+
+    Args:
+        model: The fitted model.
+        data: Its data: the reference state is the median training state.
+        truth: The truth.
+        network: Its network.
+        gauged: Scales of the columns.
+    Returns:
+        Two tensors ``(n_rxn,)`` float64, or a reason.
+    """
+    if data.spec.log_k is not None:
+        return "the rate constants are given"
+    if "log_k" not in truth.parameters:
+        return "the true rate law has no rate constants k"
+    if truth.facts["rate_law"] != model.kinetics:
+        return (
+            f"the truth obeys {truth.facts['rate_law']}, the model {model.kinetics}: their rate "
+            "constants do not mean the same"
+        )
+    log_k = model.log_k.detach().cpu().double() - gauged.scale.log10()
+    true_log_k = truth.parameters["log_k"].double()
+    if model.kinetics == "mass_action" and data.spec.has_roles:
+        alpha = substrate_amplitude(model)
+        if alpha <= 0:
+            return "MLP_sub(1, 1) is 0: the amplitude of the rate law is not defined"
+        shift = metrics.log_k_shift_mass_action(alpha, data.spec.rxn_sub, data.spec.n_rxn)
+        return log_k + shift, true_log_k
+    train = data.train
+    state = train.concentration.double().median(0).values[None]
+    inputs = None if train.inputs is None else train.inputs.double().mean(0)[None]
+    dtype, device = model.log_k.dtype, model.log_k.device
+    flux = model.flux(
+        state.to(device, dtype), None if inputs is None else inputs.to(device, dtype)
+    )[0]
+    shift = metrics.log_k_shift_learned_rate(flux, model.log_k)
+    reference = true_flux(truth, network, state.cpu())[0]
+    return log_k + shift, true_log_k + metrics.log_k_shift_learned_rate(reference, true_log_k)
+
+
+def substrate_amplitude(model: Metabolism_Propagation) -> float:
+    """``alpha`` = |MLP_sub(c = 1, |s| = 1)|, 1 in the ideal case."""
+    at_one = torch.ones(1, 2, dtype=model.log_k.dtype, device=model.log_k.device)
+    return float(model.MLP_sub(at_one).detach().abs().flatten()[0])
+
+
+@torch.no_grad()
+def homeostasis_lines(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tensor, Tensor]:
+    """Least-squares line through the learned homeostasis of each metabolite.
+
+    Args:
+        model: A model with homeostasis.
+        data: Its data: 50 points spread evenly between the 1 and 99 % quantiles of the training
+            concentrations.
+    Returns:
+        Slopes (1/min) and offsets (mM/min), each ``(n_met,)`` float64.
+    """
+    values = data.train.concentration.double().flatten()
+    values = values[:: max(1, values.numel() // 1_000_000)]
+    low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64).to(values))
+    grid = low + (high - low) * torch.linspace(0, 1, 50, dtype=torch.float64).to(values)
+    c = grid[:, None].expand(-1, data.spec.n_met).to(model.log_k.dtype)
+    h = model.homeostasis(c.contiguous()).detach().cpu().double()
+    x = grid.cpu() - grid.mean().cpu()
+    slope = x @ (h - h.mean(0)) / (x @ x)
+    return slope, h.mean(0) - slope * grid.mean().cpu()
+
+
+@dataclass(frozen=True)
+class HeldOutRun:
+    """A held-out trajectory and its prediction from its first frame.
+
+    Args:
+        time: ``(n_time,)`` min.
+        seen: ``(n_time, n_met)`` mM.
+        predicted: Same shape; the first frame is the measured one.
+    """
+
+    time: Tensor
+    seen: Tensor
+    predicted: Tensor
+
+
+@torch.no_grad()
+def held_out_rollouts(
+    model: Metabolism_Propagation, data: MetabolismData, *, method: str, n_substep: int
+) -> list[HeldOutRun]:
+    """Predict every held-out trajectory from its first frame, batched over equal lengths.
+
+    External inputs are held between frames. Concentrations below 0 enter the rate law as 0.
+
+    Args:
+        model: The fitted model.
+        data: Its data.
+        method: Fixed-step method of :func:`neuralgraph.numerics.integrate.rollout`.
+        n_substep: Steps between two frames.
+    Returns:
+        One entry for each held-out trajectory, in order, float64 on the CPU.
+    Raises:
+        DivergedError: with time and metabolite.
+    """
+    dtype, device = model.log_k.dtype, model.log_k.device
+    by_length: dict[int, list[int]] = {}
+    for index, held in enumerate(data.test):
+        by_length.setdefault(len(held.time), []).append(index)
+    result: dict[int, HeldOutRun] = {}
+    for members in by_length.values():
+        time = torch.stack([data.test[i].time for i in members]).double().to(device)
+        seen = torch.stack([data.test[i].state for i in members]).to(device, dtype)
+        held_inputs = [data.test[i].inputs for i in members]
+        inputs = None
+        if held_inputs[0] is not None:
+            inputs = torch.stack([x for x in held_inputs if x is not None]).to(device, dtype)
+        rows = torch.arange(len(members), device=device)
+        start = time[:, :1]
+
+        def rhs(
+            t: Tensor,
+            c: Tensor,
+            inputs: Tensor | None = inputs,
+            clock: Tensor = time - start,
+            rows: Tensor = rows,
+        ) -> Tensor:
+            now = None
+            if inputs is not None:
+                # a hair later, so that a stage at a frame takes the input of that frame
+                later = t.double()[:, None] + 1e-6 * (clock[:, 1:2] - clock[:, :1])
+                frame = torch.searchsorted(clock.contiguous(), later, right=True)[:, 0] - 1
+                now = inputs[rows, frame.clamp(0, inputs.shape[1] - 1)]
+            return model(c.clamp_min(0), now)
+
+        predicted = rollout(
+            rhs,
+            seen[:, 0],
+            time - start,
+            method=method,
+            n_substep=n_substep,
+            bound=1e8,
+            names=data.spec.metabolite_names,
+        )
+        for row, index in enumerate(members):
+            result[index] = HeldOutRun(
+                time[row].cpu(), seen[row].cpu().double(), predicted[row].cpu().double()
+            )
+    return [result[index] for index in sorted(result)]
+
+
+@torch.no_grad()
+def one_step(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tensor, Tensor] | None:
+    """Predicted and measured derivative at every held-out frame, ``(n_frame, n_met)`` each.
+
+    Returns:
+        Float64 on the CPU, or ``None`` where nothing was held out or derivatives are missing.
+    """
+    dtype, device = model.log_k.dtype, model.log_k.device
+    rows = [held for held in data.test if held.dx_dt is not None]
+    if not rows:
+        return None
+    predicted, seen = [], []
+    for held in rows:
+        inputs = None if held.inputs is None else held.inputs.to(device, dtype)
+        predicted.append(model(held.state.to(device, dtype), inputs).cpu().double())
+        assert held.dx_dt is not None
+        seen.append(held.dx_dt.cpu().double())
+    return torch.cat(predicted), torch.cat(seen)
+
+
+def design_flux(data: MetabolismData, truth: Truth, network: ReactionNetwork) -> Tensor | None:
+    """True velocities at the training frames, without measurement noise, ``(n_frame, n_rxn)``.
+
+    Returns:
+        ``None`` where the truth does not hold its rate law.
+    """
+    train = data.train
+    run, frame = train.run.cpu(), train.frame.cpu()
+    if "flux" in truth.parameters:
+        return truth.parameters["flux"][run, frame].double()
+    state = train.concentration.cpu().double()
+    if "clean_state" in truth.parameters:
+        state = truth.parameters["clean_state"][run, frame].double()
+    try:
+        return true_flux(truth, network, state)
+    except DataError:
+        return None
+
+
+def _order(truth: Truth) -> Tensor | None:
+    return truth.parameters.get("order_sub") if truth.facts["rate_law"] == "mass_action" else None
+
+
+__all__: list[str] = [
+    "HeldOutRun",
+    "MetabolismEvaluator",
+    "design_flux",
+    "gauged_log_k",
+    "gauged_stoichiometry",
+    "held_out_rollouts",
+    "homeostasis_lines",
+    "is_stoichiometry_given",
+    "one_step",
+    "substrate_amplitude",
+]

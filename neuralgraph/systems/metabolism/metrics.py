@@ -1,0 +1,712 @@
+r"""Every score of a metabolic network, defined in one place.
+
+**Gauge of the stoichiometry.** $\dot c_i = \sum_j S_{ij} k_j g_j(c)$ is unchanged by
+$(S_{\cdot j}, k_j) \to (\alpha_j S_{\cdot j}, k_j / \alpha_j)$ with $\alpha_j > 0$, one scale for
+each reaction (a global scale of S is the special case of equal $\alpha_j$). :func:`fix_gauge`
+chooses $\alpha_j$ from the estimate and the given prior alone:
+
+1. the scale that brings $|\hat S_j|$ closest to the integers 1, 2, …, ``max_coefficient`` (0 as
+   well where the support is not given); the smallest integers where several fit alike;
+2. a column of integers with a free common factor ($1, 1, 1$ or $2, 2, 2$) is multiplied by the
+   factor that brings it closest to the coefficients $|\hat s|$ with which its substrates enter
+   the model's own rate law (``sto_sub``), where the roles are given; else by 1.
+
+**Gauge of the rate constants.** After the step above, $k_j \to k_j / \alpha_j$ and
+$\log_{10} k_j$ is moved by the amplitude of the learned rate law: ``mass_action`` by
+$n_{sub,j} \log_{10} \alpha$ with $\alpha = |\mathrm{MLP\_sub}(1, 1)|$; ``learned_rate`` by the mean
+over reactions of $\log_{10} g_j$ at the median training state, in the estimate and in the truth
+alike, each from its own rate law.
+
+**R²** means $1 - SSE/SST$ on the identity line, unless the name says ``refit``.
+
+==============================  ====================================================================
+``stoichiometry_R2``            over the edges of the true support, gauge fixed, not rounded
+``stoichiometry_R2_full``       over the whole matrix, zeros included, gauge fixed
+``stoichiometry_R2_refit``      R² of the refitted line over the true support, gauge as trained
+``sign_accuracy``               share of true edges whose sign is right; not where roles are given
+``support_f1``                  F1 of the non-zero integers; not where the support is given
+``exact_edges``                 share of true edges whose integer is right
+``exact_columns``               share of reactions all of whose entries are right
+``…_identifiable``              the same, over what prior and noise-free data determine
+``…_trivial``                   1.5 times the known sign (0 where no sign is known); its integer is
+                                1 or 2 times that sign, whichever is the more frequent truth
+``identifiable_fraction_…``     share of edges, columns, k that prior and noise-free data determine
+``rate_constants_R2``           of log10 k after the gauge, over all reactions
+``n_outliers``                  reactions with an error of log10 k above 0.3
+``trimmed_R2``                  R² without the outliers
+``slope``                       least-squares slope of estimated against true log10 k
+``rate_constants_group_error``  largest relative error of the determined combinations (k1 ± k2, …)
+==============================  ====================================================================
+
+Exactness counts columns of integers only (SBML models have others, which are left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.files import write_text
+from neuralgraph.metrics.recovery import nearest_integer_scale, sign_accuracy, support_f1
+from neuralgraph.metrics.regression import least_squares_slope, r2_identity, r2_refit
+from neuralgraph.numerics.identifiability import Group, determined, groups, null_space_of_gram
+from neuralgraph.systems.metabolism.network import ReactionNetwork
+
+OUTLIER = 0.3
+"""Error of log10 k from which a reaction is an outlier (document 002)."""
+
+
+# -- gauge ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GaugedStoichiometry:
+    """Stoichiometry on the edges of the estimate, in the fixed gauge.
+
+    Args:
+        met, rxn: Edges, ``(n_edge,)`` long; every pair may be one where no support is given.
+        value: Coefficients after the gauge, not rounded, ``(n_edge,)`` float64.
+        integer: The integers they stand for.
+        scale: Factor of each reaction, ``(n_rxn,)``: ``value = scale[rxn] * raw``.
+        raw: Coefficients as trained.
+        n_met: Number of metabolites.
+    """
+
+    met: Tensor
+    rxn: Tensor
+    value: Tensor
+    integer: Tensor
+    scale: Tensor
+    raw: Tensor
+    n_met: int
+
+    @property
+    def n_rxn(self) -> int:
+        """Number of reactions."""
+        return self.scale.shape[0]
+
+    def dense(self, values: Tensor) -> Tensor:
+        """Edge values as a matrix, ``(n_met, n_rxn)`` float64."""
+        matrix = torch.zeros(self.n_met, self.n_rxn, dtype=torch.float64)
+        matrix[self.met, self.rxn] = values.double()
+        return matrix
+
+
+def fix_gauge(
+    met: Tensor,
+    rxn: Tensor,
+    value: Tensor,
+    *,
+    n_met: int,
+    n_rxn: int,
+    substrate: tuple[Tensor, Tensor, Tensor] | None,
+    max_coefficient: int,
+    is_support_given: bool,
+) -> GaugedStoichiometry:
+    r"""Bring each column of an estimated stoichiometry to its integer scale.
+
+    Laws: multiplying column j by $\alpha > 0$ divides ``scale[j]`` by $\alpha$ and changes
+    nothing else; the order of edges, reactions and metabolites does not matter. The truth is not
+    among the arguments.
+
+    Args:
+        met: Metabolite of each edge of the estimate, ``(n_edge,)`` long.
+        rxn: Reaction of each edge.
+        value: Estimated net coefficients, ``(n_edge,)``.
+        n_met: Number of metabolites.
+        n_rxn: Number of reactions.
+        substrate: ``(met_sub, rxn_sub, sto_sub)`` of the estimate where the roles are given:
+            the coefficients in the model's rate law, which settle the common factor of a column.
+        max_coefficient: Largest coefficient considered (a public fact of the model family).
+        is_support_given: Whether an edge is known to be non-zero.
+    Returns:
+        Scales, scaled coefficients and integers.
+    Source:
+        Own.
+    """
+    met, rxn = met.detach().cpu().long(), rxn.detach().cpu().long()
+    raw = value.detach().cpu().double()
+    scale = torch.ones(n_rxn, dtype=torch.float64)
+    integer = torch.zeros_like(raw)
+    in_rate: dict[tuple[int, int], float] = {}
+    if substrate is not None:
+        m, r, s = (t.detach().cpu() for t in substrate)
+        in_rate = dict(zip(zip(m.tolist(), r.tolist(), strict=True), s.abs().tolist(), strict=True))
+    order = torch.argsort(rxn, stable=True)
+    for edges in order.split(torch.bincount(rxn, minlength=n_rxn).tolist()):
+        if not edges.numel():
+            continue
+        found = nearest_integer_scale(
+            raw[edges], largest=max_coefficient, allow_zero=not is_support_given
+        )
+        peak = int(found.integer.abs().max())
+        if peak == 0:
+            continue
+        j = int(rxn[edges[0]])
+        ratio = [
+            in_rate[pair] / abs(n)
+            for i, n in zip(met[edges].tolist(), found.integer.tolist(), strict=True)
+            if n < 0 and (pair := (i, j)) in in_rate
+        ]
+        factor = round(sorted(ratio)[len(ratio) // 2]) if ratio else 1
+        factor = max(1, min(factor, max_coefficient // peak))
+        scale[j] = factor * found.scale
+        integer[edges] = factor * found.integer
+    return GaugedStoichiometry(met, rxn, raw * scale[rxn], integer, scale, raw, n_met)
+
+
+# -- stoichiometry ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoichiometryErrors:
+    """What is wrong with the integers of an estimate, edge by edge and in words.
+
+    Args:
+        n_edge: True edges in integer columns.
+        n_missing: True edges that the estimate sets to 0 (or does not have).
+        n_spurious: Edges that the truth does not have.
+        n_sign: Edges of the wrong sign.
+        n_scale: Edges wrong by a common factor of their whole column only.
+        n_magnitude: Edges of the right sign and the wrong magnitude otherwise.
+    """
+
+    n_edge: int
+    n_missing: int
+    n_spurious: int
+    n_sign: int
+    n_scale: int
+    n_magnitude: int
+
+    def __str__(self) -> str:
+        wrong = self.n_missing + self.n_sign + self.n_scale + self.n_magnitude
+        if wrong + self.n_spurious == 0:
+            return f"nothing: all {self.n_edge} edges are exact"
+        parts = {
+            "support": self.n_missing,
+            "sign": self.n_sign,
+            "magnitude": self.n_magnitude,
+            "scale of a whole column": self.n_scale,
+        }
+        shown = ", ".join(f"{n} by {name}" for name, n in parts.items() if n)
+        text = f"{wrong} of {self.n_edge} edges are wrong" + (f": {shown}" if shown else "")
+        if self.n_spurious:
+            text += f"; {self.n_spurious} edges are spurious"
+        worst = max(parts, key=lambda name: parts[name])
+        if wrong and parts[worst] > 0.5 * wrong:
+            text += f"; mostly {worst}"
+        return text
+
+
+def stoichiometry_scores(
+    estimate: GaugedStoichiometry,
+    network: ReactionNetwork,
+    *,
+    is_identifiable: Tensor,
+) -> dict[str, float]:
+    """The scores of the table in the module's docstring that compare S with the truth.
+
+    Args:
+        estimate: Gauge-fixed estimate.
+        network: The true network.
+        is_identifiable: ``(n_rxn,)`` bool, from :func:`identifiability`.
+    Returns:
+        Score by name, ``nan`` where a score has no entries; ``sign_accuracy`` and ``support_f1``
+        included, which the evaluator drops where the prior makes them void.
+    """
+    truth = network.matrix()
+    value, integer = estimate.dense(estimate.value), estimate.dense(estimate.integer)
+    met, rxn = network.met_all, network.rxn_all
+    true = truth[met, rxn]
+    on_support = value[met, rxn]
+    is_right = integer == truth
+    counted = integer_columns(network)
+    scores = {
+        "stoichiometry_R2": r2_identity(on_support, true, per_variable=False),
+        "stoichiometry_R2_full": r2_identity(value, truth, per_variable=False),
+        "stoichiometry_R2_refit": r2_refit(estimate.dense(estimate.raw)[met, rxn], true),
+        "sign_accuracy": sign_accuracy(on_support, true),
+        "support_f1": support_f1(integer, truth),
+    }
+    for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
+        scores[f"exact_edges{suffix}"] = _mean(is_right[met, rxn][columns[rxn]])
+        scores[f"exact_columns{suffix}"] = _mean(is_right.all(0)[columns])
+    on = is_identifiable[rxn]
+    scores["stoichiometry_R2_identifiable"] = r2_identity(
+        on_support[on], true[on], per_variable=False
+    )
+    return scores
+
+
+def trivial_stoichiometry_scores(
+    network: ReactionNetwork, known_sign: Tensor, *, is_identifiable: Tensor
+) -> dict[str, float]:
+    """Scores of an estimate that has learned nothing: 1.5 times the known sign.
+
+    Not gauge fixed (1.5 is already the best guess between 1 and 2). Its integers are 1 or 2 times
+    the sign, whichever of the two is the more frequent magnitude in the truth: a choice in favour
+    of the baseline.
+
+    Args:
+        network: The true network.
+        known_sign: Sign that the prior tells for each true edge, 0 where it does not,
+            ``(n_all_edge,)``.
+        is_identifiable: ``(n_rxn,)`` bool.
+    Returns:
+        ``stoichiometry_R2``, ``stoichiometry_R2_identifiable``, ``exact_edges``, ``exact_columns``
+        and their ``_identifiable`` forms, each of the trivial estimate.
+    """
+    true, rxn = network.sto_all.double(), network.rxn_all
+    guess = 1.5 * known_sign.double()
+    counted = integer_columns(network)
+    hits = [(magnitude * known_sign.double()) == true for magnitude in (1, 2)]
+    is_right = max(hits, key=lambda hit: int(hit.sum()))
+    wrong = torch.zeros(network.n_rxn, dtype=torch.long).index_add_(0, rxn, (~is_right).long())
+    on = is_identifiable[rxn]
+    scores = {
+        "stoichiometry_R2": r2_identity(guess, true, per_variable=False),
+        "stoichiometry_R2_identifiable": r2_identity(guess[on], true[on], per_variable=False),
+    }
+    for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
+        scores[f"exact_edges{suffix}"] = _mean(is_right[columns[rxn]])
+        scores[f"exact_columns{suffix}"] = _mean((wrong == 0)[columns])
+    return scores
+
+
+def stoichiometry_errors(
+    estimate: GaugedStoichiometry, network: ReactionNetwork
+) -> StoichiometryErrors:
+    """Count the wrong integers by kind: support, sign, magnitude, scale of a whole column.
+
+    Args:
+        estimate: Gauge-fixed estimate.
+        network: The true network.
+    Returns:
+        Counts over the true edges of integer columns, and spurious edges.
+    """
+    truth, integer = network.matrix(), estimate.dense(estimate.integer)
+    counted = integer_columns(network)
+    truth, integer = truth[:, counted], integer[:, counted]
+    present = truth != 0
+    dot = (truth * integer).sum(0)
+    parallel = (dot > 0) & (
+        (dot.square() - truth.square().sum(0) * integer.square().sum(0)).abs() < 0.5
+    )
+    is_wrong = present & (integer != truth)
+    missing = is_wrong & (integer == 0)
+    sign = is_wrong & (integer * truth < 0)
+    scale = is_wrong & parallel & ~missing & ~sign
+    return StoichiometryErrors(
+        n_edge=int(present.sum()),
+        n_missing=int(missing.sum()),
+        n_spurious=int(((integer != 0) & ~present).sum()),
+        n_sign=int(sign.sum()),
+        n_scale=int(scale.sum()),
+        n_magnitude=int((is_wrong & ~missing & ~sign & ~scale).sum()),
+    )
+
+
+def integer_columns(network: ReactionNetwork) -> Tensor:
+    """Reactions with a net edge, all of whose coefficients are integers, ``(n_rxn,)`` bool."""
+    n_edge = torch.bincount(network.rxn_all, minlength=network.n_rxn)
+    broken = torch.zeros(network.n_rxn, dtype=torch.long)
+    broken.index_add_(0, network.rxn_all, (network.sto_all != network.sto_all.round()).long())
+    return (n_edge > 0) & (broken == 0)
+
+
+# -- rate constants ---------------------------------------------------------------------------
+
+
+def rate_constant_scores(
+    log_k: Tensor,
+    true_log_k: Tensor,
+    *,
+    is_identifiable: Tensor,
+    group: Sequence[Group] = (),
+) -> dict[str, float]:
+    """Scores of log10 k, both sides in their fixed gauge.
+
+    Args:
+        log_k: Estimated, ``(n_rxn,)``.
+        true_log_k: True, ``(n_rxn,)``.
+        is_identifiable: ``(n_rxn,)`` bool.
+        group: Reactions that the data determine only together.
+    Returns:
+        ``rate_constants_R2``, ``n_outliers``, ``trimmed_R2``, ``slope``, the first two with
+        ``_identifiable``, ``max_abs_dlog10_k_identifiable`` and ``rate_constants_group_error``.
+    """
+    x, y = log_k.detach().cpu().double(), true_log_k.detach().cpu().double()
+    error = (x - y).abs()
+    inside = error <= OUTLIER
+    on = is_identifiable
+    scores = {
+        "rate_constants_R2": r2_identity(x, y, per_variable=False),
+        "rate_constants_R2_identifiable": r2_identity(x[on], y[on], per_variable=False),
+        "trimmed_R2": r2_identity(x[inside], y[inside], per_variable=False),
+        "n_outliers": float((~inside).sum()),
+        "n_outliers_identifiable": float((~inside & on).sum()),
+        "max_abs_dlog10_k_identifiable": float(error[on].max()) if bool(on.any()) else float("nan"),
+        "slope": least_squares_slope(x, y),
+    }
+    relative = []
+    for one in group:
+        if one.combination is None:
+            continue
+        k, k_true = 10 ** x[list(one.members)], 10 ** y[list(one.members)]
+        size = (one.combination.abs() * k_true).sum()
+        relative.append(float((one.combination @ (k - k_true)).abs() / size))
+    scores["rate_constants_group_error"] = max(relative) if relative else float("nan")
+    return scores
+
+
+def log_k_shift_mass_action(alpha: float, rxn_sub: Tensor, n_rxn: int) -> Tensor:
+    r"""What the amplitude of ``MLP_sub`` adds to log10 k: $n_{sub,j} \log_{10}\alpha$.
+
+    Args:
+        alpha: $|\\mathrm{MLP\\_sub}(1, 1)|$, > 0.
+        rxn_sub: Substrate edges, ``(n_sub_edge,)`` long.
+        n_rxn: Number of reactions.
+    Returns:
+        ``(n_rxn,)`` float64.
+    """
+    count = torch.bincount(rxn_sub.detach().cpu(), minlength=n_rxn).double()
+    return count * torch.log10(torch.tensor(alpha, dtype=torch.float64))
+
+
+def log_k_shift_learned_rate(flux: Tensor, log_k: Tensor) -> Tensor:
+    r"""Mean over reactions of $\log_{10} g_j = \log_{10} v_j - \log_{10} k_j$ at one state.
+
+    Law: multiplying the rate law by a and every k by 1/a changes no sum ``log_k + shift``.
+
+    Args:
+        flux: Velocities at the reference state, ``(n_rxn,)``, > 0.
+        log_k: log10 k of the same rate law, ``(n_rxn,)``.
+    Returns:
+        Scalar float64.
+    """
+    flux, log_k = flux.detach().cpu().double(), log_k.detach().cpu().double()
+    positive = flux > 0
+    return (flux[positive].log10() - log_k[positive]).mean()
+
+
+# -- identifiability --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Identifiability:
+    """What a prior and noise-free data of a design determine; no estimate enters.
+
+    Args:
+        column: ``(n_rxn,)`` bool, reactions whose column of S is determined.
+        k: ``(n_rxn,)`` bool, rate constants that are determined; ``None`` where it was not
+            computed.
+        group: Rate constants determined only together, given the true S.
+        reason: For each reaction a word on its column.
+        reason_k: For each reaction a word on its rate constant.
+    """
+
+    column: Tensor
+    k: Tensor | None
+    group: tuple[Group, ...]
+    reason: tuple[str, ...]
+    reason_k: tuple[str, ...]
+
+
+def column_identifiability(
+    network: ReactionNetwork, order_sub: Tensor | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Columns of S that noise-free data determine: those whose {(substrate, |s|)} set is unique.
+
+    Reactions with the same set run at proportional rates whatever the state, so that only
+    weighted sums of their columns enter the data; more data do not help.
+
+    Args:
+        network: The true network.
+        order_sub: Kinetic orders on the substrate edges, where these and not |s| enter the rate
+            law (mass action of order 1), ``(n_sub_edge,)``.
+    Returns:
+        ``(n_rxn,)`` bool and a reason for each reaction. A reaction without edges counts as not
+        determined.
+    """
+    sets: list[list[tuple[int, float]]] = [[] for _ in range(network.n_rxn)]
+    order = network.sto_sub if order_sub is None else order_sub
+    rows = zip(network.met_sub.tolist(), network.rxn_sub.tolist(), order.tolist(), strict=True)
+    for met, rxn, s in rows:
+        sets[rxn].append((met, abs(s)))
+    n_net = torch.bincount(network.rxn_all, minlength=network.n_rxn).tolist()
+    sharing: dict[tuple[tuple[int, float], ...], list[int]] = {}
+    for j, members in enumerate(sets):
+        if n_net[j]:
+            sharing.setdefault(tuple(sorted(members)), []).append(j)
+    is_determined = torch.zeros(network.n_rxn, dtype=torch.bool)
+    reason: list[str] = []
+    for j, members in enumerate(sets):
+        if not n_net[j]:
+            reason.append("no metabolite changes")
+            continue
+        others = [o for o in sharing[tuple(sorted(members))] if o != j]
+        is_determined[j] = not others
+        names = ", ".join(network.reaction_names[o] for o in others)
+        reason.append(f"same substrates as {names}" if others else "")
+    return is_determined, tuple(reason)
+
+
+def identifiability(
+    network: ReactionNetwork,
+    flux: Tensor | None,
+    *,
+    is_stoichiometry_given: bool,
+    rtol: float,
+    order_sub: Tensor | None = None,
+    is_law_shared: bool = True,
+) -> Identifiability:
+    r"""Structural identifiability of S and k from the true network and the design alone.
+
+    For k: $\partial \dot c / \partial k_j = S_{\cdot j}\, v_j(c) / k_j$, stacked over the frames
+    of the design; k enters linearly. The Gram matrix of these columns is
+    $(S^\top S) \circ (V^\top V)$, whatever the number of frames. Where S is not given, a rate
+    constant also needs its column to be determined.
+
+    Args:
+        network: The true network.
+        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``; each column in
+            units of its own (dividing by k does not matter: columns are scaled). ``None`` where
+            the true rate law is not known here.
+        is_stoichiometry_given: Whether S is part of the prior.
+        rtol: Relative tolerance on the singular values of the column-scaled sensitivity.
+        order_sub: See :func:`column_identifiability`.
+        is_law_shared: Whether all reactions obey one law of their substrates. ``False`` (a kinetic
+            model with its own laws): a column is determined when its rate on the frames of the
+            design is in no combination of the rates of the other reactions.
+    Returns:
+        Masks, groups and reasons.
+    """
+    column, reason = column_identifiability(network, order_sub)
+    if not is_law_shared and flux is not None:
+        column, reason = _column_by_rates(network, flux, rtol)
+    if is_stoichiometry_given:
+        column, reason = torch.ones_like(column), ("given",) * network.n_rxn
+    if flux is None:
+        unknown = ("not computed: the true rate law is not known here",) * network.n_rxn
+        return Identifiability(column, None, (), reason, unknown)
+    velocity = flux.detach().cpu().double()
+    matrix = network.matrix()
+    gram = (matrix.T @ matrix) * (velocity.T @ velocity)
+    # A matrix with few rows and the same Gram matrix: triangular factors of S and of V stand in
+    # for the two, their face-splitting product for the stacked frames.
+    small_s = _triangular(matrix)
+    small_v = _triangular(velocity)
+
+    def apply(x: Tensor) -> Tensor:
+        factor = x.new_zeros(0, x.shape[1])
+        for some in small_v.split(64):
+            blocks = [(small_s * row) @ x for row in some]
+            factor = _triangular(torch.cat([factor, *blocks]))
+        return factor
+
+    space = null_space_of_gram(gram, rtol=rtol, apply=apply)
+    k = determined(space)
+    found = groups(space)
+    reason_k = [""] * network.n_rxn
+    for group in found:
+        names = [network.reaction_names[j] for j in group.members]
+        for j in group.members:
+            if len(names) == 1:
+                text = "does not act on the data"
+            elif group.combination is not None:
+                text = f"only {combination_text(names, group.combination)}"
+            else:
+                text = f"{len(names) - group.n_null} combinations of {', '.join(names)}"
+            reason_k[j] = text
+    if not is_stoichiometry_given:
+        for j in (k & ~column).nonzero().flatten().tolist():
+            reason_k[j] = f"its column is not determined: {reason[j]}"
+        k = k & column
+    return Identifiability(column, k, tuple(found), reason, tuple(reason_k))
+
+
+def _column_by_rates(
+    network: ReactionNetwork, flux: Tensor, rtol: float
+) -> tuple[Tensor, tuple[str, ...]]:
+    velocity = _triangular(flux.detach().cpu().double())
+    space = null_space_of_gram(velocity.T @ velocity, rtol=rtol, apply=lambda x: velocity @ x)
+    is_determined = determined(space)
+    n_net = torch.bincount(network.rxn_all, minlength=network.n_rxn)
+    reason = ["" if ok else "its rate is a combination of other rates" for ok in is_determined]
+    for j in (n_net == 0).nonzero().flatten().tolist():
+        reason[j] = "no metabolite changes"
+    return is_determined & (n_net > 0), tuple(reason)
+
+
+def determined_edges(
+    network: ReactionNetwork, flux: Tensor, *, is_support_given: bool, rtol: float
+) -> Tensor:
+    r"""Entries of S that the frames of a design determine when the true rates are known.
+
+    Row i obeys $\dot c_i = \sum_j S_{ij} v_j$ over its candidate reactions: those of the support
+    where it is given, else all. An entry is determined when its coordinate lies outside the null
+    space of these columns of V. Unlike :func:`column_identifiability` this sees a design that
+    moves too little (a single trajectory).
+
+    Args:
+        network: The true network.
+        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``.
+        is_support_given: Whether the support is part of the prior.
+        rtol: Relative tolerance on the singular values of the column-scaled V.
+    Returns:
+        ``(n_all_edge,)`` bool.
+    """
+    velocity = _triangular(flux.detach().cpu().double())
+    gram = velocity.T @ velocity
+    if not is_support_given:
+        space = null_space_of_gram(gram, rtol=rtol, apply=lambda x: velocity @ x)
+        return determined(space)[network.rxn_all]
+    result = torch.zeros(network.met_all.numel(), dtype=torch.bool)
+    order = torch.argsort(network.met_all, stable=True)
+    for edges in order.split(torch.bincount(network.met_all, minlength=network.n_met).tolist()):
+        columns = network.rxn_all[edges]
+        part = velocity[:, columns]
+        space = null_space_of_gram(
+            gram[columns][:, columns], rtol=rtol, apply=lambda x, part=part: part @ x
+        )
+        result[edges] = determined(space)
+    return result
+
+
+def combination_text(names: Sequence[str], weight: Tensor) -> str:
+    """A combination of rate constants in words.
+
+    >>> combination_text(["R1", "R7"], torch.tensor([1.0, -1.0]))
+    'k(R1) - k(R7)'
+    """
+    text = ""
+    for place, (name, w) in enumerate(zip(names, weight.tolist(), strict=True)):
+        size = "" if abs(abs(w) - 1) < 1e-6 else f"{abs(w):.4g} "
+        sign = ("-" if w < 0 else "") if place == 0 else (" - " if w < 0 else " + ")
+        text += f"{sign}{size}k({name})"
+    return text
+
+
+def identifiability_table(found: Identifiability, network: ReactionNetwork) -> list[dict[str, Any]]:
+    """One row per reaction: name, what is determined, why not, group number."""
+    number = {j: n + 1 for n, group in enumerate(found.group) for j in group.members}
+    return [
+        {
+            "reaction": network.reaction_names[j],
+            "column_determined": bool(found.column[j]),
+            "column_reason": found.reason[j],
+            "k_determined": None if found.k is None else bool(found.k[j]),
+            "k_reason": found.reason_k[j],
+            "group": number.get(j),
+        }
+        for j in range(network.n_rxn)
+    ]
+
+
+def write_identifiability(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
+    """Write the rows of :func:`identifiability_table` as CSV, whole or not at all."""
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: _cell(v) for k, v in row.items()})
+    write_text(path, buffer.getvalue())
+
+
+# -- verdicts ---------------------------------------------------------------------------------
+
+
+def classify(
+    score: float,
+    *,
+    converged_above: float,
+    failed_below: float,
+    trivial: float | None,
+    trivial_margin: float,
+) -> str:
+    """``converged``, ``partial`` or ``failed``.
+
+    Converged also asks for ``trivial_margin`` above the trivial score, where there is one.
+
+    >>> classify(0.93, converged_above=0.9, failed_below=0.1, trivial=0.9, trivial_margin=0.05)
+    'partial'
+    """
+    if score < failed_below:
+        return "failed"
+    beats = trivial is None or score >= trivial + trivial_margin
+    return "converged" if score > converged_above and beats else "partial"
+
+
+def degeneracy_diagnosis(prediction: float, recovery: float) -> str:
+    """What a gap between prediction and recovery means (documents 001 and 002).
+
+    Args:
+        prediction: Usually ``test_pearson``.
+        recovery: Usually ``stoichiometry_R2`` or ``rate_constants_R2``.
+    Returns:
+        The diagnosis in words, for every pair of values.
+    """
+    gap = prediction - recovery
+    if prediction > 0.95 and recovery > 0.9:
+        text = "healthy: good dynamics from the right parameters"
+    elif prediction > 0.95 and recovery >= 0.3:
+        text = "degenerate: the networks compensate for wrong parameters"
+    elif prediction > 0.95:
+        text = "severely degenerate: good dynamics, parameters not recovered"
+    elif prediction < 0.5 and recovery < 0.5:
+        text = "failed: neither dynamics nor parameters; not degeneracy"
+    elif recovery > 0.9:
+        text = "parameters recovered better than the dynamics they give"
+    else:
+        text = "between the cases: dynamics and parameters are both partial"
+    if gap > 0.3:
+        text += "; do not trust the dynamics scores as evidence of recovery"
+    return text
+
+
+def known_signs(
+    network: ReactionNetwork,
+    *,
+    sign: tuple[Tensor, Tensor, Tensor] | None,
+    substrate: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Sign that the prior tells for each true edge, 0 where it tells none.
+
+    Args:
+        network: The true network.
+        sign: ``(met_all, rxn_all, sign)`` where support and roles are given.
+        substrate: ``(met_sub, rxn_sub)`` where roles alone are given: substrates are consumed.
+    Returns:
+        ``(n_all_edge,)`` float64.
+    """
+    dense = torch.zeros(network.n_met, network.n_rxn, dtype=torch.float64)
+    if substrate is not None:
+        dense[substrate[0].cpu(), substrate[1].cpu()] = -1
+    if sign is not None:
+        dense[sign[0].cpu(), sign[1].cpu()] = sign[2].cpu().double()
+    return dense[network.met_all, network.rxn_all]
+
+
+def _mean(mask: Tensor) -> float:
+    return float(mask.double().mean()) if mask.numel() else float("nan")
+
+
+def _triangular(matrix: Tensor) -> Tensor:
+    if matrix.shape[0] <= matrix.shape[1]:
+        return matrix
+    return torch.linalg.qr(matrix, mode="r")[1]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
