@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neuralgraph.core.errors import NeuralGraphError, RunFolderError
+from neuralgraph.core.errors import ConfigError, NeuralGraphError, RunFolderError, nearest
 
 
 def guarded(task: Callable[[], Any]) -> None:
@@ -24,26 +25,37 @@ def guarded(task: Callable[[], Any]) -> None:
         if full:
             raise
         _complain(_innermost(error))
-    except PermissionError as error:
-        if full:
+    except OSError as error:
+        if full or not _is_about_the_folder(error):
             raise
-        _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
-    except (NotADirectoryError, FileExistsError) as error:
-        if full:
-            raise
-        _complain(f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=DIR")
+        _complain(
+            f"{error.filename} cannot be written ({error.strerror}): choose another folder with "
+            "hydra.run.dir=DIR"
+        )
     except KeyboardInterrupt:
         _complain("interrupted; go on with the same command and resume=auto", status=130)
 
 
+def _is_about_the_folder(error: OSError) -> bool:
+    """Whether Hydra itself failed to make the run folder, before our code began."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("hydra" in f.filename for f in frames) and not any(
+        f.filename.endswith(("pipeline.py", "run_folder.py")) for f in frames
+    )
+
+
 def _innermost(error: BaseException) -> str:
-    """Hydra wraps the useful sentence in others: keep it, and the first line around it."""
+    """Hydra wraps the useful sentence in others: keep both, and name the nearest known key."""
     message = str(error).strip()
-    cause = error.__cause__
+    cause: BaseException | None = error
     while cause is not None:
         text = str(cause).strip()
         if text and text not in message:
             message += f"\n  {text}"
+        node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+        if node is not None and isinstance(key, str) and hasattr(node, "keys"):
+            message += f"\n  {nearest(key, [str(k) for k in node])}"
+            break
         cause = cause.__cause__
     return message
 
@@ -58,10 +70,29 @@ def _complain(message: str, *, status: int = 1) -> None:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """Resolved plain dictionary of a Hydra config; a missing value is named."""
+    """Resolved plain dictionary of a Hydra config; a missing value is named.
+
+    Raises:
+        ConfigError: no experiment chosen, or a value left open.
+    """
     from omegaconf import OmegaConf
 
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if "simulator" in missing:
+        raise ConfigError(
+            "no experiment is chosen: add +experiment=NAME, one of " + ", ".join(experiments(cfg))
+        )
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=… on the command line")
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def experiments(cfg: Any) -> list[str]:
+    """Names of the experiments on the search path, the user's ``--config-dir`` included."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    return loader.get_group_options("experiment")
 
 
 def claim_folder(config: dict[str, Any]) -> Any:

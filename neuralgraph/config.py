@@ -44,7 +44,7 @@ class RunConfig:
     batches, ``simulator_seed`` for network and data.
     """
 
-    name: str = MISSING
+    name: str = "run"
     question: str = ""
     seed: int = 42
     training_seed: int | None = None

@@ -128,10 +128,10 @@ class Session:
                 nothing by gradient: for closed-form steps.
             clip: Largest gradient norm by parameter-name prefix.
         """
+        before = {p: p.requires_grad for p in self.model.parameters()}
         phase = Phase(self, name, self._n_phases, train, clip or {})
         self._n_phases += 1
         self._phase = phase
-        before = {p: p.requires_grad for p in self.model.parameters()}
         began = time.perf_counter()
         try:
             yield phase
@@ -293,6 +293,8 @@ class Phase:
         self.extra: dict[str, float | str] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         groups = parameter_groups(session.model, train) if train else []
+        self.rates = [float(group["lr"]) for group in groups]
+        """Learning rate of each group at the start, for schedules."""
         trained = {name for group in groups for name in group.pop("names")}
         for parameter_name, parameter in session.model.named_parameters():
             if parameter_name not in trained:

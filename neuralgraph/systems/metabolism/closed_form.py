@@ -1,0 +1,321 @@
+"""Closed-form starts for mass-action networks: what is linear is solved, not descended to.
+
+With rates $v_j = k_j \\prod_i c_i^{p\\,s_{ij}}$ and one power $p$, every unknown but $p$ is linear:
+given S the rate constants are, and with S unknown the products $W_{ij} = S_{ij} k_j$ are, metabolite
+by metabolite. $p$ is found by minimising what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.errors import DataError
+
+GOLDEN = 0.5 * (5**0.5 - 1)
+SMALLEST_CONCENTRATION = 1e-8
+
+
+@dataclass(frozen=True)
+class MassActionStart:
+    """A closed-form solution.
+
+    Args:
+        power: Common power p of the substrate law.
+        log_k: log10 rate constants, ``(n_rxn,)``.
+        sto_all: Signed coefficients, ``(n_all_edge,)``.
+        residual: Root-mean-square of what is left of dc/dt over that of dc/dt, per metabolite,
+            ``(n_met,)``; 0 where dc/dt is 0.
+        homeostasis: Affine homeostasis ``(n_met, 2)``, intercept and slope, or ``None``.
+    """
+
+    power: float
+    log_k: Tensor
+    sto_all: Tensor
+    residual: Tensor
+    homeostasis: Tensor | None = None
+
+
+def unit_rates(
+    concentration: Tensor, met_sub: Tensor, rxn_sub: Tensor, order: Tensor, n_rxn: int
+) -> Callable[[float], Tensor]:
+    """Rates at k = 1 as a function of the power: ``p -> (n_frame, n_rxn)``.
+
+    Args:
+        concentration: ``(n_frame, n_met)``, >= 0.
+        met_sub, rxn_sub: Substrate edges, ``(n_sub_edge,)``.
+        order: Kinetic order of each edge, ``(n_sub_edge,)``.
+        n_rxn: Number of reactions; one without substrates runs at 1.
+    """
+    log_c = concentration.double().clamp_min(SMALLEST_CONCENTRATION).log()
+    exponent = log_c.new_zeros(n_rxn, log_c.shape[0])
+    exponent.index_add_(0, rxn_sub, log_c.T[met_sub] * order.double()[:, None])
+    return lambda power: torch.exp(power * exponent).T
+
+
+def start_from_support(
+    concentration: Tensor,
+    dx_dt: Tensor,
+    met_sub: Tensor,
+    rxn_sub: Tensor,
+    order: Tensor,
+    met_all: Tensor,
+    rxn_all: Tensor,
+    sign_all: Tensor,
+    *,
+    n_rxn: int,
+    max_coefficient: int,
+    powers: tuple[float, float] = (0.25, 3.0),
+    n_steps: int = 30,
+) -> MassActionStart:
+    r"""Stoichiometry and rate constants from support and signs.
+
+    For each metabolite, $W_{i\cdot}$ is the non-negative least-squares solution in the known signs;
+    for each reaction, $W_{\cdot j} = k_j S_{\cdot j}$ is split by the smallest integer column that
+    fits within its standard errors.
+
+    Args:
+        concentration, dx_dt: ``(n_frame, n_met)``.
+        met_sub, rxn_sub, order: Substrate edges and kinetic orders.
+        met_all, rxn_all, sign_all: Net edges with their signs (0: unknown).
+        n_rxn: Number of reactions.
+        max_coefficient: Largest integer coefficient considered.
+        powers: Bounds on the common power.
+        n_steps: Golden-section steps.
+
+    Raises:
+        DataError: fewer frames than one metabolite has reactions.
+
+    Source:
+        own; non-negative least squares after Lawson & Hanson (1974).
+    """
+    n_frame, n_met = concentration.shape
+    degree = torch.bincount(met_all, minlength=n_met)
+    if int(degree.max()) > n_frame:
+        raise DataError(
+            f"{n_frame} frames cannot determine a metabolite that takes part in "
+            f"{int(degree.max())} reactions: record at least {int(degree.max())} frames"
+        )
+    rates = unit_rates(concentration, met_sub, rxn_sub, order, n_rxn)
+    target = dx_dt.double()
+
+    def solve(power: float) -> tuple[Tensor, Tensor, Tensor]:
+        return solve_rows(rates(power), target, met_all, rxn_all, sign_all)
+
+    def score(power: float) -> float:
+        _, _, residual = solve(power)
+        return float(torch.log(residual[residual > 0] + 1e-12).mean())
+
+    power = golden_section(score, *powers, n_steps=n_steps)
+    product, deviation, residual = solve(power)
+    coefficient, k = integer_columns(
+        product, deviation, rxn_all, n_rxn=n_rxn, max_coefficient=max_coefficient
+    )
+    return MassActionStart(power, torch.log10(k), coefficient, residual)
+
+
+def solve_rows(
+    rate: Tensor, target: Tensor, met_all: Tensor, rxn_all: Tensor, sign_all: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Products W = S k, metabolite by metabolite, in their known signs.
+
+    Returns:
+        ``W`` and its standard error on the edges, ``(n_all_edge,)`` each, and the relative
+        residual of each metabolite, ``(n_met,)``.
+    """
+    from scipy.optimize import nnls
+
+    n_frame, n_met = target.shape
+    product = rate.new_zeros(met_all.numel())
+    deviation = torch.full_like(product, float("inf"))
+    residual = rate.new_zeros(n_met)
+    norm = rate.norm(dim=0).clamp_min(1e-300)
+    scaled = rate / norm
+    order = torch.argsort(met_all, stable=True)
+    for edges in order.split(torch.bincount(met_all, minlength=n_met).tolist()):
+        if edges.numel() == 0:
+            continue
+        met = int(met_all[edges[0]])
+        total = float(target[:, met].norm())
+        if total == 0.0:
+            continue
+        sign = sign_all[edges].double()
+        free = sign == 0
+        columns = scaled[:, rxn_all[edges]] * torch.where(free, 1.0, sign)
+        if bool(free.any()):  # an unknown sign is the difference of two non-negative numbers
+            columns = torch.cat([columns, -columns[:, free]], dim=1)
+        factor, triangle = torch.linalg.qr(columns)
+        projected = factor.T @ target[:, met]
+        found = torch.from_numpy(nnls(triangle.numpy(), projected.numpy(), maxiter=10**5)[0])
+        left = target[:, met] - columns @ found
+        value = found[: edges.numel()] * torch.where(free, 1.0, sign)
+        if bool(free.any()):
+            value[free] -= found[edges.numel() :]
+        # standard errors from the covariance of the unconstrained problem
+        width = edges.numel()
+        spread = float(left.square().sum()) / max(n_frame - width, 1)
+        inverse = torch.linalg.pinv(triangle[:, :width], rtol=1e-10)
+        error = (spread * inverse.square().sum(1)).sqrt()
+        undetermined = (inverse @ triangle[:, :width]).diagonal() < 1 - 1e-6
+        error[undetermined] = float("inf")
+        product[edges] = value / norm[rxn_all[edges]]
+        deviation[edges] = error / norm[rxn_all[edges]]
+        residual[met] = float(left.norm()) / total
+    return product, deviation, residual
+
+
+def integer_columns(
+    product: Tensor, deviation: Tensor, rxn_all: Tensor, *, n_rxn: int, max_coefficient: int
+) -> tuple[Tensor, Tensor]:
+    """Split each column W = k S into the smallest integers that fit, and k.
+
+    The scale of a column is a gauge: (2, -2) with k and (1, -1) with 2 k are the same reaction, so
+    the primitive column is taken. A column that no integers up to ``max_coefficient`` fit is
+    returned with real coefficients, the smallest well-determined one set to 1.
+
+    Returns:
+        ``(n_all_edge,)`` coefficients and ``(n_rxn,)`` rate constants (> 0).
+    """
+    coefficient = torch.sign(product)
+    k = torch.ones(n_rxn, dtype=product.dtype)
+    order = torch.argsort(rxn_all, stable=True)
+    for edges in order.split(torch.bincount(rxn_all, minlength=n_rxn).tolist()):
+        if edges.numel() == 0:
+            continue
+        rxn = int(rxn_all[edges[0]])
+        value, error = product[edges], deviation[edges]
+        known = torch.isfinite(error) & (value != 0)
+        if not bool(known.any()):
+            known = value != 0
+            error = torch.ones_like(error)
+        if not bool(known.any()):
+            coefficient[edges] = 0.0
+            k[rxn] = 1e-12
+            continue
+        size = value[known].abs()
+        relative = (error[known] / size).clamp(min=1e-6)
+        smallest = float(size.min())
+        best: tuple[float, float] | None = None
+        for multiple in range(1, max_coefficient + 1):
+            scale = smallest / multiple
+            nearest = (size / scale).round()
+            if float(nearest.max()) > max_coefficient:
+                break
+            scale = float((size * nearest / error[known].clamp(min=1e-12) ** 2).sum()) / float(
+                (nearest.square() / error[known].clamp(min=1e-12) ** 2).sum()
+            )
+            misfit = ((size / scale - nearest) / nearest).abs()
+            fits = bool((misfit < torch.maximum(5 * relative, torch.tensor(0.02))).all())
+            score = float(misfit.max())
+            if fits and (best is None or score < 0.2 * best[0]):
+                best = (score, scale)
+        if best is None:
+            k[rxn] = smallest
+            coefficient[edges] = value / smallest
+        else:
+            k[rxn] = best[1]
+            coefficient[edges] = (value / best[1]).round()
+            doubtful = coefficient[edges] == 0
+            coefficient[edges[doubtful]] = torch.sign(value[doubtful])
+    return coefficient, k
+
+
+def start_from_stoichiometry(
+    concentration: Tensor,
+    dx_dt: Tensor,
+    met_sub: Tensor,
+    rxn_sub: Tensor,
+    order: Tensor,
+    met_all: Tensor,
+    rxn_all: Tensor,
+    sto_all: Tensor,
+    *,
+    n_rxn: int,
+    homeostasis: bool,
+    powers: tuple[float, float] = (0.25, 3.0),
+    n_steps: int = 40,
+) -> MassActionStart:
+    r"""Rate constants (and affine homeostasis per metabolite) when S is given.
+
+    Linear least squares in $(k, \alpha, \beta)$ of
+    $\dot c_i = \sum_j S_{ij} k_j \hat v_j(c) + \alpha_i + \beta_i c_i$ through the normal equations
+    $H = (S^\top S) \circ (V^\top V)$, so that the cost per power does not grow with frames times
+    reactions. Directions the data do not determine stay at the minimum-norm solution.
+
+    Source:
+        own; variable projection after Golub & Pereyra (1973).
+    """
+    n_met = concentration.shape[1]
+    rates = unit_rates(concentration, met_sub, rxn_sub, order, n_rxn)
+    target = dx_dt.double()
+    c = concentration.double()
+    matrix = torch.zeros(n_met, n_rxn, dtype=torch.float64)
+    matrix[met_all, rxn_all] = sto_all.double()
+    overlap = matrix.T @ matrix
+    power_of_target = target.square().sum()
+
+    def normal(power: float) -> tuple[Tensor, Tensor]:
+        v = rates(power)
+        gram = overlap * (v.T @ v)
+        moment = ((target @ matrix) * v).sum(0)
+        if not homeostasis:
+            return gram, moment
+        ones, first = v.sum(0), v.T @ c  # (n_rxn,), (n_rxn, n_met)
+        cross = torch.cat([matrix.T * ones[:, None], matrix.T * first], dim=1)
+        n_frame = torch.full((n_met,), float(c.shape[0]), dtype=torch.float64)
+        corner = torch.zeros(2 * n_met, 2 * n_met, dtype=torch.float64)
+        i = torch.arange(n_met)
+        corner[i, i] = n_frame
+        corner[i, n_met + i] = corner[n_met + i, i] = c.sum(0)
+        corner[n_met + i, n_met + i] = c.square().sum(0)
+        full = torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, corner], 1)])
+        return full, torch.cat([moment, target.sum(0), (target * c).sum(0)])
+
+    def solve(power: float) -> tuple[Tensor, float]:
+        gram, moment = normal(power)
+        scale = gram.diagonal().clamp_min(1e-300).rsqrt()
+        scaled = gram * scale[:, None] * scale[None, :]
+        value = scale * (torch.linalg.pinv(scaled, rtol=1e-12, hermitian=True) @ (scale * moment))
+        left = power_of_target - 2 * value @ moment + value @ gram @ value
+        return value, float(left / power_of_target)
+
+    power = golden_section(lambda p: solve(p)[1], *powers, n_steps=n_steps)
+    value, _ = solve(power)
+    k = value[:n_rxn].clamp_min(1e-12)
+    affine = None
+    prediction = (rates(power) * value[:n_rxn]) @ matrix.T
+    if homeostasis:
+        affine = torch.stack([value[n_rxn : n_rxn + n_met], value[n_rxn + n_met :]], dim=1)
+        prediction = prediction + affine[:, 0] + affine[:, 1] * c
+    left = (target - prediction).norm(dim=0)
+    residual = torch.where(target.norm(dim=0) > 0, left / target.norm(dim=0).clamp_min(1e-300), 0.0)
+    return MassActionStart(power, torch.log10(k), sto_all.double(), residual, affine)
+
+
+def golden_section(
+    score: Callable[[float], float], low: float, high: float, *, n_steps: int
+) -> float:
+    """Minimum of a unimodal function of one number; a coarse grid finds the valley first.
+
+    >>> round(golden_section(lambda x: (x - 1.3) ** 2, 0.0, 3.0, n_steps=40), 6)
+    1.3
+    """
+    grid = torch.linspace(low, high, 12).tolist()
+    values = [score(x) for x in grid]
+    i = min(range(len(grid)), key=values.__getitem__)
+    a, b = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+    x1, x2 = b - GOLDEN * (b - a), a + GOLDEN * (b - a)
+    f1, f2 = score(x1), score(x2)
+    for _ in range(n_steps):
+        if f1 < f2:
+            b, x2, f2 = x2, x1, f1
+            x1 = b - GOLDEN * (b - a)
+            f1 = score(x1)
+        else:
+            a, x1, f1 = x1, x2, f2
+            x2 = a + GOLDEN * (b - a)
+            f2 = score(x2)
+    return 0.5 * (a + b)

@@ -1,0 +1,164 @@
+"""Closed-form starts: choose the one that fits the kinetics and what is given, and set the model."""
+
+from __future__ import annotations
+
+import torch
+
+from neuralgraph.core.errors import ConfigError
+from neuralgraph.core.seeding import numpy_generator
+from neuralgraph.nn.mlp import PowerLawMLP
+from neuralgraph.systems.metabolism.closed_form import (
+    MassActionStart,
+    start_from_stoichiometry,
+    start_from_support,
+)
+from neuralgraph.systems.metabolism.model import Metabolism_Propagation
+from neuralgraph.training.session import Session
+
+
+def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, ...]:
+    """Set the model's parameters without a gradient.
+
+    - ``learned_rate``, S unknown, support and roles given: integer decoding of S, then the shared
+      rate networks by Gauss-Newton (:mod:`neuralgraph.systems.metabolism.recovery`);
+    - ``mass_action``, S unknown, support and roles given: non-negative least squares metabolite by
+      metabolite (:func:`start_from_support`);
+    - ``mass_action``, S given: linear least squares in the rate constants
+      (:func:`start_from_stoichiometry`).
+
+    Returns:
+        Names of the parameters that are settled: integers the gradient phase must not blur.
+
+    Raises:
+        ConfigError: a case without a closed form; the message says what to use instead.
+    """
+    model, spec = session.model, session.data.spec
+    assert isinstance(model, Metabolism_Propagation)
+    has_graph = spec.has_roles and (spec.sign_all is not None or spec.sto_all is not None)
+    if not has_graph:
+        raise ConfigError(
+            "loop.start=closed_form needs prior.support=true and prior.roles=true (or "
+            "prior.stoichiometry=true): use loop=metabolism_adam, or loop.start=random"
+        )
+    if spec.log_k is not None:
+        raise ConfigError(
+            "loop.start=closed_form solves for the rate constants, and prior.rate_constants gives "
+            "them: use loop.start=random or loop=metabolism_adam"
+        )
+    if model.kinetics == "learned_rate":
+        if spec.sto_all is not None:
+            raise ConfigError(
+                "kinetics=learned_rate with given S has no closed-form start: use "
+                "loop.start=random or loop=metabolism_adam"
+            )
+        _decode_integers(session, model, max_coefficient)
+        return ("sto_sub", "sto_all_free")
+    if model.aggregation != "multiply" or model.is_softplus:
+        raise ConfigError(
+            "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false"
+        )
+    return _solve_mass_action(session, model, max_coefficient)
+
+
+def _decode_integers(
+    session: Session, model: Metabolism_Propagation, max_coefficient: int
+) -> None:
+    from neuralgraph.systems.metabolism.recovery import fit_rate_mlp, recover_stoichiometry
+
+    spec = session.data.spec
+    batch = session.data.train
+    c = batch.concentration.detach().double().cpu().numpy()
+    dx_dt = batch.dx_dt.detach().double().cpu().numpy()
+    graph = [
+        getattr(model, name).cpu().numpy() for name in ("met_sub", "rxn_sub", "met_all", "rxn_all")
+    ]
+    with session.phase("integer decoding", train={}) as phase:
+        for _ in phase.epochs(1):
+            found = recover_stoichiometry(
+                c,
+                dx_dt,
+                *graph,
+                spec.sign_all.cpu().numpy(),
+                n_met=spec.n_met,
+                n_rxn=spec.n_rxn,
+                rng=numpy_generator(session.seed, "integer decoding"),
+                max_coefficient=max_coefficient,
+            )
+            _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
+            session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
+            session.store["sto_all"] = torch.as_tensor(found.sto_all)
+            session.store["confidence"] = torch.as_tensor(found.confidence)
+            session.log(median_residual=float(torch.as_tensor(found.residual).median()))
+    with session.phase("rate law", train={}) as phase:
+        for _ in phase.epochs(1):
+            fit = fit_rate_mlp(
+                c,
+                dx_dt,
+                *graph,
+                sto_sub=session.store["sto_sub"].numpy(),
+                sto_all=session.store["sto_all"].numpy(),
+                log_k=model.log_k.detach().double().cpu().numpy(),
+                msg_mlp=model.msg_mlp,
+                rate_mlp=model.rate_mlp,
+                n_met=spec.n_met,
+                n_rxn=spec.n_rxn,
+                rng=numpy_generator(session.seed, "rate law"),
+            )
+            _assign(model, log_k=fit.log_k)
+            session.log(median_residual=float(torch.as_tensor(fit.residual).median()))
+
+
+def _solve_mass_action(
+    session: Session, model: Metabolism_Propagation, max_coefficient: int
+) -> tuple[str, ...]:
+    spec = session.data.spec
+    batch = session.data.train
+    c, dx_dt = batch.concentration.detach().cpu(), batch.dx_dt.detach().cpu()
+    graph = [getattr(model, name).cpu() for name in ("met_sub", "rxn_sub")]
+    net = [getattr(model, name).cpu() for name in ("met_all", "rxn_all")]
+    is_given = spec.sto_all is not None
+    order = spec.sto_sub if spec.sto_sub is not None else spec.order_sub
+    if order is None:
+        order = torch.ones(model.met_sub.shape)
+    with session.phase("least squares", train={}) as phase:
+        for _ in phase.epochs(1):
+            if is_given:
+                start = start_from_stoichiometry(
+                    c, dx_dt, *graph, order.cpu(), *net, spec.sto_all.cpu(),
+                    n_rxn=spec.n_rxn, homeostasis=model.has_homeostasis,
+                )  # fmt: skip
+            else:
+                start = start_from_support(
+                    c, dx_dt, *graph, order.cpu(), *net, spec.sign_all.cpu(),
+                    n_rxn=spec.n_rxn, max_coefficient=max_coefficient,
+                )  # fmt: skip
+            _assign_mass_action(model, start, order)
+            session.log(
+                power=float(start.power), median_residual=float(start.residual.median())
+            )
+    return () if is_given else ("sto_sub", "sto_all_free")
+
+
+def _assign_mass_action(
+    model: Metabolism_Propagation, start: MassActionStart, order: torch.Tensor
+) -> None:
+    if model.is_stoichiometry_given:
+        _assign(model, log_k=start.log_k)
+    else:
+        _assign(model, sto_sub=order, sto_all=start.sto_all, log_k=start.log_k)
+    if isinstance(model.MLP_sub, PowerLawMLP):
+        with torch.no_grad():
+            model.MLP_sub.power.fill_(start.power)
+            model.MLP_sub.net.last.weight.zero_()
+
+
+def _assign(model: Metabolism_Propagation, **values: object) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            tensor = torch.as_tensor(value)
+            if name == "sto_all":
+                model.sto_all = tensor
+                continue
+            parameter = getattr(model, name)
+            if isinstance(parameter, torch.nn.Parameter):
+                parameter.copy_(tensor)
