@@ -460,6 +460,7 @@ def identifiability(
     network: ReactionNetwork,
     flux: Tensor | None,
     *,
+    log_k: Tensor | None,
     is_stoichiometry_given: bool,
     rtol: float,
     order_sub: Tensor | None = None,
@@ -474,9 +475,10 @@ def identifiability(
 
     Args:
         network: The true network.
-        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``; each column in
-            units of its own (dividing by k does not matter: columns are scaled). ``None`` where
+        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``; ``None`` where
             the true rate law is not known here.
+        log_k: True log10 k, ``(n_rxn,)``; ``None`` where the law has none (k is then the factor
+            of the velocity).
         is_stoichiometry_given: Whether S is part of the prior.
         rtol: Relative tolerance on the singular values of the column-scaled sensitivity.
         order_sub: See :func:`column_identifiability`.
@@ -495,6 +497,8 @@ def identifiability(
         unknown = ("not computed: the true rate law is not known here",) * network.n_rxn
         return Identifiability(column, None, (), reason, unknown)
     velocity = flux.detach().cpu().double()
+    if log_k is not None:
+        velocity = velocity / 10 ** log_k.detach().cpu().double()
     matrix = network.matrix()
     gram = (matrix.T @ matrix) * (velocity.T @ velocity)
     # A matrix with few rows and the same Gram matrix: triangular factors of S and of V stand in
