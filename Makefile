@@ -34,7 +34,7 @@ run: ## train the first experiment, metabolism_s, and write its report
 reproduce: ## re-run a claimed experiment and compare: make reproduce EXP=metabolism_s
 	$(RUN_ENV)
 	@test -n "$(EXP)" || { echo "name an experiment: make reproduce EXP=$$(ls experiments | head -1)"; exit 2; }
-	@$(PY) scripts/reproduce.py $(EXP) $(ARGS)
+	@$(PY) scripts/reproduce.py $(EXP)
 
 bench: ## training speed beside a plain per-frame loop
 	$(RUN_ENV)
