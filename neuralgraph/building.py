@@ -44,12 +44,17 @@ def build(node: Mapping[str, Any], group: str) -> Any:
 
 
 def check(node: Mapping[str, Any], group: str) -> str:
-    """Bind the keys of a node against the signature of its ``_target_``; returns the target."""
+    """Bind the keys of a node, and of the nodes inside it, against the signatures of their
+    ``_target_``; returns the target."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"config group '{group}' needs a _target_ (a dotted import path)")
+    return _check_node(node, group, RUNTIME_ARGUMENTS[group])
+
+
+def _check_node(node: Mapping[str, Any], group: str, supplied: tuple[str, ...]) -> str:
     target = node["_target_"]
     function = _locate(target, group)
-    supplied = RUNTIME_ARGUMENTS[group]
+    is_strict = group != "optimizer"  # torch's optimisers declare what they need themselves
     keys = {k: v for k, v in node.items() if not str(k).startswith("_")}
     signature = inspect.signature(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -60,7 +65,7 @@ def check(node: Mapping[str, Any], group: str) -> str:
                 f"{group}.{key} is unknown to {target}: {nearest(str(key), known)}"
             )
     for name in supplied:
-        if name not in signature.parameters and group != "optimizer":
+        if name not in signature.parameters and is_strict:
             raise ConfigError(
                 f"{target} cannot serve as '{group}': it must take the argument '{name}' "
                 f"(it takes {', '.join(signature.parameters) or 'nothing'})"
@@ -73,10 +78,14 @@ def check(node: Mapping[str, Any], group: str) -> str:
         and name not in keys
         and name not in supplied
     ]
-    if missing and group != "optimizer":
-        raise ConfigError(f"{group} ({target}) lacks {', '.join(missing)}: set {group}.{missing[0]}=…")
+    if missing and is_strict:
+        raise ConfigError(
+            f"{group} ({target}) lacks {', '.join(missing)}: set {group}.{missing[0]}=…"
+        )
     for key, value in keys.items():
-        if key in signature.parameters:
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_node(value, f"{group}.{key}", ())
+        elif key in signature.parameters:
             _check_type(f"{group}.{key}", value, signature.parameters[key], function)
     return target
 
@@ -123,8 +132,10 @@ def _check_type(
     if annotation is parameter.empty:
         return
     if isinstance(annotation, str):
-        owner = inspect.unwrap(getattr(function, "__init__", function) if inspect.isclass(function) else function)
-        scope = getattr(owner, "__globals__", {})
+        owner = function.__init__ if inspect.isclass(function) else function
+        scope = getattr(inspect.unwrap(owner), "__globals__", {})
+        if inspect.isclass(function):  # a dataclass's __init__ lives in a namespace of its own
+            scope = {**vars(sys.modules[function.__module__]), **scope}
         try:
             annotation = eval(annotation, scope)
         except Exception:
