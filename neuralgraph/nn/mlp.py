@@ -162,11 +162,18 @@ class MLP(nn.Sequential):
         return x.view(*shape, x.shape[-1])
 
 
-def _tanh_(x: Tensor) -> Tensor:
-    """Tanh in place. In float32 on a CPU the sigmoid is 2.5 times faster, equal to 1e-7."""
-    if x.dtype == torch.float32 and x.device.type == "cpu":
-        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
-    return x.tanh_()
+def _is_sigmoid_faster(x: Tensor) -> bool:
+    """In float32 on a CPU, tanh(x) = 2 sigmoid(2x) - 1 is 2.5 times faster, and equal to 1e-7."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _tanh_of_double_(x: Tensor) -> Tensor:
+    """tanh(x / 2) in place, by the sigmoid."""
+    x.sigmoid_()
+    return torch.add(_MINUS_ONE, x, alpha=2.0, out=x)
+
+
+_MINUS_ONE = torch.tensor(-1.0)
 
 
 class _LinearTanh(torch.autograd.Function):
@@ -174,7 +181,10 @@ class _LinearTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = _tanh_(torch.addmm(bias, x, weight.t()))
+        if _is_sigmoid_faster(x):
+            y = _tanh_of_double_(torch.addmm(bias, x, weight.t(), beta=2.0, alpha=2.0))
+        else:
+            y = torch.addmm(bias, x, weight.t()).tanh_()
         ctx.save_for_backward(x, weight, y)
         return y
 
@@ -191,7 +201,11 @@ class _GridTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, weight: Tensor, row: Tensor) -> Tensor:
-        y = _tanh_(torch.addcmul(row.unsqueeze(1), value.unsqueeze(2), weight))
+        rows, columns = row.unsqueeze(1), value.unsqueeze(2)
+        if _is_sigmoid_faster(value):
+            y = _tanh_of_double_(torch.addcmul(rows + rows, columns, weight, value=2.0))
+        else:
+            y = torch.addcmul(rows, columns, weight).tanh_()
         ctx.save_for_backward(value, weight, y)
         return y
 
