@@ -293,30 +293,8 @@ def integrate_frames(
     n_run, n_met = initial.shape
     state = np.empty((n_run, n_frame, n_met))
     if integrator in ("euler", "rk4"):
-        dx_dt = np.empty_like(state)
-        h = dt / n_substep
-        c = initial.astype(np.float64)
-        for frame in range(n_frame):
-            time = frame * dt
-            state[:, frame] = c
-            slope = system(time, c)
-            dx_dt[:, frame] = slope
-            if not np.isfinite(slope).all():
-                raise _not_finite(system, time, slope, "use a smaller dt_min or more substeps")
-            if frame == n_frame - 1:
-                break
-            for step in range(n_substep):
-                t = time + step * h
-                k1 = slope if step == 0 else system(t, c)
-                if integrator == "euler":
-                    c = c + h * k1
-                    continue
-                k2 = system(t + h / 2, c + h / 2 * k1)
-                k3 = system(t + h / 2, c + h / 2 * k2)
-                k4 = system(t + h, c + h * k3)
-                c = c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-            if process_noise is not None:
-                c = np.maximum(c + process_noise(), 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            dx_dt = _fixed_steps(system, state, initial, dt, integrator, n_substep, process_noise)
         return state, dx_dt
 
     from scipy.integrate import solve_ivp
@@ -354,6 +332,49 @@ def integrate_frames(
     if not np.isfinite(dx_dt).all():
         raise _not_finite(system, float(time[-1]), dx_dt.sum(1), "shorten the horizon")
     return state, dx_dt
+
+
+def _fixed_steps(
+    system: ReactionSystem,
+    state: Array,
+    initial: Array,
+    dt: float,
+    integrator: str,
+    n_substep: int,
+    process_noise: Callable[[], Array] | None,
+) -> Array:
+    """Fill ``state`` and return the derivatives, by Euler or RK4 steps."""
+    n_frame = state.shape[1]
+    dx_dt = np.empty_like(state)
+    h = dt / n_substep
+    c = initial.astype(np.float64)
+    for frame in range(n_frame):
+        time = frame * dt
+        state[:, frame] = c
+        slope = system(time, c)
+        dx_dt[:, frame] = slope
+        if not np.isfinite(slope).all():
+            raise _not_finite(
+                system,
+                time,
+                slope,
+                "raise simulator.n_substep, use integrator=adaptive (mass action: stiff)",
+            )
+        if frame == n_frame - 1:
+            break
+        for step in range(n_substep):
+            t = time + step * h
+            k1 = slope if step == 0 else system(t, c)
+            if integrator == "euler":
+                c = c + h * k1
+                continue
+            k2 = system(t + h / 2, c + h / 2 * k1)
+            k3 = system(t + h / 2, c + h / 2 * k2)
+            k4 = system(t + h, c + h * k3)
+            c = c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        if process_noise is not None:
+            c = np.maximum(c + process_noise(), 0.0)
+    return dx_dt
 
 
 def _fastest(system: ReactionSystem, time: float, c: Array) -> str:

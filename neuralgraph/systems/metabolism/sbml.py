@@ -1,8 +1,9 @@
-"""Networks of real models from SBML files: structure for drawn mass action, or their own kinetics."""
+"""Networks of real models from SBML files, with drawn mass action or their own kinetics."""
 
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,15 +266,21 @@ class MetabolismSBML(NetworkSimulator):
     Reversible reactions are split into ``X`` and ``X_reverse``; exchanges are fed by a constant
     import and drained by a first-order export. Each reaction draws
     $\log_{10} f_j$ uniform in [``log_k_min``, ``log_k_max``] and has
-    $k_j = f_j / \max_i |S_{ij}|$, so that the amount moved at 1 mM is comparable between
-    reactions, the biomass reaction (coefficients up to 60) included. Its kinetic order is 1 per
-    substrate like everyone's; columns with non-integer coefficients are flagged
-    (``is_integer_column``) and left out of integer scores.
+    $k_j = f_j / (\bar c^{\,o_j} \max_i(|S_{ij}| w_i))$, where $\bar c$ is the geometric mean of the
+    initial concentrations and $o_j$ the total order, so that $f_j$ is the largest change the
+    reaction makes at that state. With ``balance_hubs`` $w_i$ is the number of reactions
+    that change metabolite i over its mean, so that no metabolite turns over much faster than
+    another: water, protons and ATP take part in up to a thousand reactions, and would be used
+    up in seconds otherwise; without, $w_i = 1$. The biomass reaction (coefficients up to 60) is
+    scaled like every other and has kinetic order 1 in each of its substrates. Columns with
+    non-integer coefficients are flagged (``is_integer_column``), to be left out of integer
+    scores.
 
     Args:
         model: SBML file, a path or a name in the data folders, such as ``bigg/textbook.xml.gz``.
         exchange: ``bidirectional`` or ``declared``; see :func:`directed_network`.
         order_rule: ``one`` (kinetic order 1 per substrate) or ``coefficient`` (order |s|).
+        balance_hubs: Whether reactions of much-used metabolites are slowed, see above.
         **design: Everything :class:`NetworkSimulator` takes.
     """
 
@@ -283,6 +290,7 @@ class MetabolismSBML(NetworkSimulator):
         model: str,
         exchange: str,
         order_rule: str,
+        balance_hubs: bool,
         n_run: int,
         n_test_run: int,
         n_frame: int,
@@ -323,14 +331,21 @@ class MetabolismSBML(NetworkSimulator):
         _one_of("exchange", exchange, EXCHANGES)
         _one_of("order_rule", order_rule, ("one", "coefficient"))
         self.model, self.exchange, self.order_rule = model, exchange, order_rule
+        self.balance_hubs = bool(balance_hubs)
 
     def _build(self, seed: int) -> _Built:
         model = read_sbml(find_data(self.model))
         network, split = directed_network(model, exchange=self.exchange)
-        largest = torch.ones(network.n_rxn, dtype=torch.float64)
-        largest.scatter_reduce_(0, network.rxn_all, network.sto_all.abs(), "amax")
-        log_k = self._draw_log_k(seed, network.n_rxn) - largest.log10()
+        moved = network.sto_all.abs()
+        if self.balance_hubs:
+            degree = torch.bincount(network.met_all, minlength=network.n_met).double()
+            moved = moved * (degree / degree.mean())[network.met_all]
+        largest = torch.full((network.n_rxn,), 1e-3, dtype=torch.float64)
+        largest.scatter_reduce_(0, network.rxn_all, moved, "amax")
         order = torch.ones_like(network.sto_sub) if self.order_rule == "one" else network.sto_sub
+        total = torch.zeros_like(largest).index_add_(0, network.rxn_sub, order)
+        typical = _geometric_mean(self.initial_low_mM, self.initial_high_mM)
+        log_k = self._draw_log_k(seed, network.n_rxn) - largest.log10() - total * typical
         law = MassAction(network, log_k.numpy(), order.numpy())
         facts = {
             "rate_law": "mass_action",
@@ -344,6 +359,14 @@ class MetabolismSBML(NetworkSimulator):
             "n_rxn_in_file": len(model.reactions),
         }
         return _Built(network, law, {"log_k": log_k, "order_sub": order.clone()}, facts)
+
+
+def _geometric_mean(low: float, high: float) -> float:
+    """log10 of the geometric mean of a uniform variable on [low, high]."""
+    if high == low:
+        return math.log10(high) if high > 0 else 0.0
+    part = (0.0 if low == 0 else low * (math.log(low) - 1), high * (math.log(high) - 1))
+    return (part[1] - part[0]) / (high - low) / math.log(10)
 
 
 class MetabolismSBMLKinetic(RevealsPrior):
