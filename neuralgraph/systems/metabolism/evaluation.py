@@ -175,6 +175,11 @@ class MetabolismEvaluator:
         else:
             card.skip("final_loss", "the training logged none")
         self._verdicts(card, baselines)
+        card.facts["max_coefficient"] = self.max_coefficient
+        card.facts["rollout"] = {
+            "method": self.rollout_method,
+            "n_substep": self.rollout_n_substep,
+        }
         card.facts["baselines"] = {
             name: {label: value for label, value in row.items() if math.isfinite(value)}
             for name, row in baselines.items()
