@@ -7,6 +7,7 @@ by metabolite. $p$ is found by minimising what is left.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -102,18 +103,26 @@ def start_from_support(
     rates = unit_rates(concentration, met_sub, rxn_sub, order, n_rxn)
     target = dx_dt.double()
 
-    def solve(power: float) -> tuple[Tensor, Tensor, Tensor]:
-        return solve_rows(rates(power), target, met_all, rxn_all, sign_all)
+    # the scan over powers needs no more frames than make every metabolite overdetermined
+    n_scan = min(n_frame, max(256, 4 * int(degree.max())))
+    some = torch.linspace(0, n_frame - 1, n_scan).round().long()
 
     def score(power: float) -> float:
-        _, _, residual = solve(power)
+        rate = rates(power)[some]
+        _, _, residual = solve_rows(rate, target[some], met_all, rxn_all, sign_all)
         return float(torch.log(residual[residual > 0] + 1e-12).mean())
 
     power = golden_section(score, *powers, n_steps=n_steps)
-    product, deviation, residual = solve(power)
+    product, deviation, residual = solve_rows(
+        rates(power), target, met_all, rxn_all, sign_all
+    )
     coefficient, k = integer_columns(
         product, deviation, rxn_all, n_rxn=n_rxn, max_coefficient=max_coefficient
     )
+    coefficient, k = split_equal_rates(
+        product, deviation, coefficient, k, met_all, rxn_all, sign_all,
+        same_rate=_rate_classes(met_sub, rxn_sub, order, n_rxn), max_coefficient=max_coefficient,
+    )  # fmt: skip
     return MassActionStart(power, torch.log10(k), coefficient, residual)
 
 
@@ -196,30 +205,91 @@ def integer_columns(
             k[rxn] = 1e-12
             continue
         size = value[known].abs()
-        relative = (error[known] / size).clamp(min=1e-6)
         smallest = float(size.min())
-        best: tuple[float, float] | None = None
+        tolerance = (5 * error[known] / size).clamp(min=1e-3)
+        weight = 1 / error[known].clamp(min=1e-9 * float(size.max())) ** 2
+        best: float | None = None
         for multiple in range(1, max_coefficient + 1):
-            scale = smallest / multiple
-            nearest = (size / scale).round()
+            nearest = (size * (multiple / smallest)).round()
             if float(nearest.max()) > max_coefficient:
                 break
-            scale = float((size * nearest / error[known].clamp(min=1e-12) ** 2).sum()) / float(
-                (nearest.square() / error[known].clamp(min=1e-12) ** 2).sum()
-            )
-            misfit = ((size / scale - nearest) / nearest).abs()
-            fits = bool((misfit < torch.maximum(5 * relative, torch.tensor(0.02))).all())
-            score = float(misfit.max())
-            if fits and (best is None or score < 0.2 * best[0]):
-                best = (score, scale)
+            scale = float((weight * size * nearest).sum() / (weight * nearest.square()).sum())
+            if bool(((size / scale - nearest).abs() / nearest < tolerance).all()):
+                best = scale
+                break
         if best is None:
             k[rxn] = smallest
             coefficient[edges] = value / smallest
         else:
-            k[rxn] = best[1]
-            coefficient[edges] = (value / best[1]).round()
+            k[rxn] = best
+            coefficient[edges] = (value / best).round()
             doubtful = coefficient[edges] == 0
             coefficient[edges[doubtful]] = torch.sign(value[doubtful])
+    return coefficient, k
+
+
+def _rate_classes(met_sub: Tensor, rxn_sub: Tensor, order: Tensor, n_rxn: int) -> list[list[int]]:
+    """Groups of two or more reactions with the same substrates and orders: equal rates."""
+    content: list[list[tuple[int, float]]] = [[] for _ in range(n_rxn)]
+    for met, rxn, power in zip(met_sub.tolist(), rxn_sub.tolist(), order.tolist(), strict=True):
+        content[rxn].append((met, power))
+    groups: dict[tuple[tuple[int, float], ...], list[int]] = {}
+    for rxn, substrates in enumerate(content):
+        groups.setdefault(tuple(sorted(substrates)), []).append(rxn)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def split_equal_rates(
+    product: Tensor,
+    deviation: Tensor,
+    coefficient: Tensor,
+    k: Tensor,
+    met_all: Tensor,
+    rxn_all: Tensor,
+    sign_all: Tensor,
+    *,
+    same_rate: list[list[int]],
+    max_coefficient: int,
+) -> tuple[Tensor, Tensor]:
+    r"""Separate, on the integer lattice, what proportional rates leave as a sum.
+
+    Reactions with the same substrates share one rate, so a metabolite that takes part in several
+    of them shows only $\sum_j S_{ij} k_j$. Where the other metabolites of each reaction fix its
+    $k_j$, the integers are those whose sum fits; where they do not, a coefficient of 1 is taken.
+
+    Returns:
+        New coefficients and rate constants.
+    """
+    coefficient, k = coefficient.clone(), k.clone()
+    for group in same_rate:
+        members = torch.isin(rxn_all, torch.tensor(group))
+        for met in torch.unique(met_all[members]).tolist():
+            edges = (members & (met_all == met)).nonzero()[:, 0]
+            if edges.numel() < 2 or bool((sign_all[edges] == 0).any()):
+                continue
+            total = float(product[edges].sum())
+            sign = sign_all[edges].double()
+            rxn = rxn_all[edges]
+            others = [
+                bool((torch.isfinite(deviation) & (rxn_all == r) & (product != 0)).any())
+                for r in rxn.tolist()
+            ]
+            fixed = torch.tensor(others)
+            coefficient[edges] = sign
+            if not bool(fixed.all()):
+                # reactions seen only here: one each, sharing what the fixed ones leave
+                left = total - float((sign * k[rxn])[fixed].sum())
+                open_rxn = rxn[~fixed]
+                share = left / float(sign[~fixed].sum()) if float(sign[~fixed].sum()) else 0.0
+                k[open_rxn] = max(share, 1e-12)
+                continue
+            best = float("inf")
+            for sizes in itertools.product(range(1, max_coefficient + 1), repeat=edges.numel()):
+                trial = sign * torch.tensor(sizes, dtype=torch.float64)
+                misfit = abs(float((trial * k[rxn]).sum()) - total)
+                if misfit < best * (1 - 1e-6):
+                    best, chosen = misfit, trial
+            coefficient[edges] = chosen
     return coefficient, k
 
 

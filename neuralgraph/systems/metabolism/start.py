@@ -63,7 +63,8 @@ def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, .
 def _decode_integers(
     session: Session, model: Metabolism_Propagation, max_coefficient: int
 ) -> None:
-    from neuralgraph.systems.metabolism.recovery import fit_rate_mlp, recover_stoichiometry
+    from neuralgraph.systems.metabolism.recovery import recover_stoichiometry
+    from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
 
     spec = session.data.spec
     batch = session.data.train
@@ -88,7 +89,7 @@ def _decode_integers(
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
             session.store["sto_all"] = torch.as_tensor(found.sto_all)
             session.store["confidence"] = torch.as_tensor(found.confidence)
-            session.log(median_residual=float(torch.as_tensor(found.residual).median()))
+            session.log(median_residual=float(torch.as_tensor(found.relative_residual).median()))
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
             fit = fit_rate_mlp(
@@ -105,7 +106,7 @@ def _decode_integers(
                 rng=numpy_generator(session.seed, "rate law"),
             )
             _assign(model, log_k=fit.log_k)
-            session.log(median_residual=float(torch.as_tensor(fit.residual).median()))
+            session.log(median_residual=float(torch.as_tensor(fit.relative_residual).median()))
 
 
 def _solve_mass_action(
