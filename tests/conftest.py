@@ -1,4 +1,4 @@
-"""Shared fixtures: how the tests start a run."""
+"""Shared fixtures: how the tests start a run, and where tests marked ``gpu`` skip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,33 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two workers share the machine, and the same thread count gives the same bytes."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` skip, with the reason, where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -m neuralgraph.VERB …`` as a user would, in an empty folder."""
 
     def call(verb: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        environment["OMP_NUM_THREADS"] = "1"
         done = subprocess.run(
             [sys.executable, "-m", f"neuralgraph.{verb}", *arguments],
             cwd=tmp_path,

@@ -29,7 +29,8 @@ class Simulator(Protocol):
         self, recording: Recording, truth: Truth | None, /, **prior: bool
     ) -> dict[str, Tensor]:
         """What the learner is told, under named switches (``prior.*``): the only way from the
-        truth towards training, recorded and printed. Concrete simulators name their switches."""
+        truth towards training, recorded and printed. Concrete simulators name their switches.
+        """
         ...
 
 

@@ -1,4 +1,8 @@
-"""Recording (what was measured), Truth (what only a simulator knows), and the files they live in."""
+"""Recording (what was measured), Truth (what only a simulator knows), and their files."""
+
+# torch leaves some of its members untyped:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -39,10 +43,10 @@ class Recording:
     names: tuple[str, ...]
     dx_dt: Tensor | None = None
     dx_dt_source: str = "none"
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    graph: Mapping[str, Tensor] = field(default_factory=dict)
-    units: Mapping[str, str] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    graph: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    units: Mapping[str, str] = field(default_factory=dict[str, str])
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_test: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -127,7 +131,7 @@ class Truth:
     """
 
     parameters: Mapping[str, Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def save(self, path: Path | str) -> None:
         """Write atomically."""

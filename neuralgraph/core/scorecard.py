@@ -1,4 +1,4 @@
-"""Scorecard: named numbers with units, what could not be computed and why, and where they came from."""
+"""Scorecard: named numbers with units, what has no value and why, and where they came from."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Scorecard:
         provenance: Command, versions, seeds, data source.
     """
 
-    metrics: dict[str, float] = field(default_factory=dict)
-    not_computed: dict[str, str] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    not_computed: dict[str, str] = field(default_factory=dict[str, str])
+    units: dict[str, str] = field(default_factory=dict[str, str])
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def add(self, name: str, value: float, unit: str = "") -> None:
         """Record one number; a value that is not finite is moved to ``not_computed``."""
@@ -65,7 +65,7 @@ class Scorecard:
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write ``scorecard.json`` and ``analysis.log`` (``name: value`` lines), each atomically."""
+        """Write ``scorecard.json`` and ``analysis.log`` (``name: value``), each atomically."""
         folder = Path(folder)
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(folder / "scorecard.json", text + "\n")

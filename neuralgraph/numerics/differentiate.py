@@ -1,5 +1,8 @@
 """Time derivatives of sampled, noisy series."""
 
+# torch leaves some of its members untyped, and scipy has no stubs:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 from __future__ import annotations
 
 import numpy as np
