@@ -442,7 +442,7 @@ class NetworkSimulator(RevealsPrior):
             process_noise=kick if self.noise.process_mM > 0 else None,
         )
         warnings = list(network.warnings)
-        state, dx_dt = self._without_depletion(state, dx_dt, network, warnings)
+        state, dx_dt = self._without_depletion(state, dx_dt, built, warnings)
         n_run, n_frame = state.shape[:2]
         time = torch.arange(n_frame, dtype=torch.float64) * self.dt_min
 
@@ -552,10 +552,11 @@ class NetworkSimulator(RevealsPrior):
         self,
         state: np.ndarray,
         dx_dt: np.ndarray,
-        network: ReactionNetwork,
+        built: _Built,
         warnings: list[str],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The frames before any metabolite runs out."""
+        network = built.network
         may_touch = self.flux_limit or self.noise.process_mM > 0 or self.initial_low_mM == 0
         dry = state < -1e-9 if may_touch else state <= 0
         state = np.maximum(state, 0.0) if may_touch else state
@@ -567,6 +568,11 @@ class NetworkSimulator(RevealsPrior):
             f"{network.metabolite_names[met]} reaches 0 in run {run} at frame {frame} "
             f"(t = {frame * self.dt_min:g} min)"
         )
+        if isinstance(built.law, MassAction):
+            raise SolverError(
+                f"{said}, which mass action never does: the integration steps are too large. Raise "
+                "simulator.n_substep, use simulator.integrator=stiff, or lower log_k_max"
+            )
         remedy = (
             "lower simulator.dt_min, n_frame or log_k_max, raise initial_low_mM, or set "
             "simulator.flux_limit=true"
