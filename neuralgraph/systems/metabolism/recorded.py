@@ -357,7 +357,7 @@ def _from_edges(
         given.add("stoichiometry")
     sub = [i for i, r in enumerate(known_role) if r in ("substrate", "catalyst")]
 
-    def column(rows: list[int], values: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    def edges(rows: list[int], values: list[float]) -> tuple[Tensor, Tensor, Tensor]:
         return (
             torch.tensor([met[i] for i in rows], dtype=torch.long),
             torch.tensor([rxn[i] for i in rows], dtype=torch.long),
@@ -372,7 +372,7 @@ def _from_edges(
 
     sub_size = [1.0 if known_role[i] == "catalyst" else abs(signed(i)) for i in sub]
     network = network_from_edges(
-        column(sub, sub_size), column(net, [signed(i) for i in net]), names, reactions
+        edges(sub, sub_size), edges(net, [signed(i) for i in net]), names, reactions
     )
     return with_warnings(network) if "stoichiometry" in given else network, given
 

@@ -180,7 +180,8 @@ def read_sbml(path: Path | str) -> SBMLModel:
         reactions.append(
             SBMLReaction(
                 _bare(r.getId(), "R_"),
-                *sides,
+                sides[0],
+                sides[1],
                 bool(r.getReversible()),
                 law,
                 tuple(sorted(arguments)),

@@ -79,7 +79,7 @@ def test_trivial_guess_explains_nine_tenths():
 
 
 def test_sizes_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match="raise simulator.n_met"):
+    with pytest.raises(ConfigError, match=r"raise simulator\.n_met"):
         draw(n_met=5)
     with pytest.raises(ConfigError, match=r"simulator\.n_rxn must be a whole number"):
         draw(n_rxn=0)
