@@ -184,6 +184,9 @@ class Metabolism_Propagation(BipartitePropagation):
                 generator=generator,
                 input_scale=(scale, 1.0),
             )
+            if not self.has_roles:
+                # messages are differences from |s| = 0, in which the last bias cancels
+                self.msg_mlp.last.register_parameter("bias", None)
             self.rate_mlp = MLP(
                 message_dim,
                 1,
@@ -255,7 +258,7 @@ class Metabolism_Propagation(BipartitePropagation):
             # each (metabolite, |s|) is one input of the substrate function
             key = torch.stack([met_sub.double(), known.double().abs()], dim=1)
             pair, inverse = torch.unique(key, dim=0, return_inverse=True)
-            met_input, order_input = pair[:, 0].long(), pair[:, 1]
+            met_input, order_input = pair[:, 0].long(), pair[:, 1].contiguous()
         else:
             met_input, inverse = met_sub, torch.arange(met_sub.numel())
             order_input = None
@@ -473,7 +476,7 @@ class Metabolism_Propagation(BipartitePropagation):
         total = self.sum_messages(self.to_reaction, message.reshape(-1, n_batch * width), None)
         last = self.msg_mlp.last
         h = torch.nn.functional.linear(total.view(self.n_rxn, n_batch, width), last.weight)
-        if self.has_roles:
+        if last.bias is not None:
             h = torch.addcmul(h, self.n_sub_per_rxn.view(-1, 1, 1), last.bias)
         rate = softplus(self.rate_mlp.single(h))
         return rate * torch.exp(LN10 * self.log_k).unsqueeze(1)
