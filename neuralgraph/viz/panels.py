@@ -83,8 +83,8 @@ def trajectories(
     Args:
         ax: Where to draw.
         time: ``(n_time,)``.
-        seen: Measured, ``(n_time, n_var)``, drawn as dots.
-        predicted: Same shape, drawn as lines; or ``None``.
+        seen: Measured, ``(n_time, n_var)``: dots, or broad pale lines from 60 frames on.
+        predicted: Same shape, drawn as thin lines; or ``None``.
         names: ``n_var`` names.
         n_shown: How many variables at most.
     Returns:
@@ -92,20 +92,24 @@ def trajectories(
     """
     time, seen = _array(time), _array(seen)
     chosen = most_active(seen, n_shown)
-    every = max(1, len(time) // 24)
+    is_long = len(time) > 60
+    measured: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.8}
+    if is_long:
+        measured = {"ls": "-", "lw": 3.2, "alpha": 0.35}
     ends = []
     for place, at in enumerate(chosen):
         colour = style.CYCLE[place % len(style.CYCLE)]
+        ax.plot(time, seen[:, at], color=colour, **measured)
         if predicted is not None:
-            ax.plot(time, _array(predicted)[:, at], color=colour, lw=1.5)
-        ax.plot(time[::every], seen[::every, at], "o", ms=3, color=colour, mew=0, alpha=0.75)
+            ax.plot(time, _array(predicted)[:, at], color=colour, lw=1.3)
         ends.append((float(seen[-1, at]), names[at], colour))
     _label_ends(ax, float(time[-1]), ends)
     ax.margins(x=0.02)
-    handles = _handles(
-        [("measured", style.SOFT, "o", "none")]
-        + ([("predicted", style.SOFT, "", "-")] if predicted is not None else [])
-    )
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=style.SOFT, label="measured", **measured)]
+    if predicted is not None:
+        handles.append(Line2D([], [], color=style.SOFT, lw=1.3, label="predicted"))
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
@@ -226,7 +230,8 @@ def loss_curves(ax: Axes, path: Path | str) -> Axes:
         ax.set_xlabel("epoch")
     skipped = {"epoch", "step", "loss", "regul_total", "total"}
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_number(v)))
-    terms = [n for n in names if n not in skipped and "lr" not in n and "validation" not in n]
+    terms = [n for n in names if n.startswith("coeff_")]
+    terms = terms or [n for n in names if n not in skipped and "validation" not in n]
     faint = (style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SOFT)
     marker = "o" if len(rows) < 3 else ""
 
@@ -283,15 +288,6 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> N
             va="center",
             annotation_clip=False,
         )
-
-
-def _handles(items: Sequence[tuple[str, str, str, str]]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    return [
-        Line2D([], [], color=colour, marker=marker, ls=line, ms=4, mew=0, label=label)
-        for label, colour, marker, line in items
-    ]
 
 
 def _spread(n: int) -> Any:

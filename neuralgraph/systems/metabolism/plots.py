@@ -156,14 +156,21 @@ class MetabolismReporter:
         if predicted is None:
             return
         error = predicted - seen
+        change = seen - seen[:1]
+        is_short = float(change.square().mean()) < 0.1 * float(seen[0].var())
+        if is_short:  # rows would look constant
+            seen, predicted = change, predicted - seen[:1]
         figure = style.canvas(style.WIDTH * 1.3, 3.9)
         axes = figure.subplots(1, 3, sharey=True)
         reach = (float(seen.min()), float(seen.max()))
+        if is_short:
+            reach = (-max(-reach[0], reach[1]), max(-reach[0], reach[1]))
+        quantity = "change of concentration" if is_short else "concentration"
         extent = (float(time[0]), float(time[-1]))
         unit = units["state"]
         for ax, values, title, label, diverging in (
-            (axes[0], seen, "measured", f"concentration ({unit})", False),
-            (axes[1], predicted, "predicted", f"concentration ({unit})", False),
+            (axes[0], seen, "measured", f"{quantity} ({unit})", is_short),
+            (axes[1], predicted, "predicted", f"{quantity} ({unit})", is_short),
             (axes[2], error, "predicted − measured", f"residual ({unit})", True),
         ):
             panels.heatmap(
@@ -171,7 +178,7 @@ class MetabolismReporter:
                 values.T,
                 label=label,
                 extent=extent,
-                limits=None if diverging else reach,
+                limits=None if values is error else reach,
                 diverging=diverging,
             )
             ax.set(title=title, xlabel=f"time ({units['time']})")
@@ -181,7 +188,8 @@ class MetabolismReporter:
             figure,
             out / "kinograph.png",
             "Kinograph of the same trajectory",
-            "Every metabolite in time. The residual has a colour scale of its own, "
+            f"Every metabolite in time{' (change since the first frame)' if is_short else ''}. "
+            "The residual has a colour scale of its own, "
             f"largest {float(error.abs().max()):.2g} {unit}.",
         )
 
@@ -359,7 +367,7 @@ class MetabolismReporter:
                 label=f"|s| = {order:g}" + (" (not determined: no such edge)" if free else ""),
             )
             if truth is not None and truth.facts["rate_law"] == "mass_action":
-                ax.plot(x, x**order, color=style.INK, lw=0.9, ls=(0, (4, 2)))
+                ax.plot(x, x**order, color=colour, lw=1.3, ls=(0, (4, 2)))
         ax.legend(loc="upper left")
         ax.set(
             xlabel=f"concentration ({units['state']})",
@@ -402,7 +410,7 @@ class MetabolismReporter:
             if truth is not None and named:
                 rate = truth.parameters["homeostasis_lambda"][here].mean()
                 level = truth.parameters["homeostasis_baseline"][here].mean()
-                ax.plot(x, -rate * (x - level), color=style.INK, lw=1, ls=(0, (4, 2)))
+                ax.plot(x, -rate * (x - level), color=colour, lw=1.3, ls=(0, (4, 2)))
         ax.legend(loc="best")
         ax.set(
             xlabel=f"concentration ({units['state']})",
@@ -487,15 +495,15 @@ def _tiles(kinds: Sequence[tuple[str, str, Tensor]], n: int) -> Canvas:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    n_column = max(16, min(n, round((6.5 * n) ** 0.5 / 4 + 0.5) * 4))
+    n_column = 16 if n <= 128 else 32 if n <= 640 else 64 if n <= 2048 else 96
     n_row = -(-n // n_column)
     code = torch.full((n_row * n_column,), len(kinds), dtype=torch.long)
     for number, (_, _, mask) in enumerate(kinds):
         code[: len(mask)][mask] = number
-    figure = style.canvas(style.WIDTH, max(1.6, style.WIDTH * 0.97 * n_row / n_column + 1.1))
+    side = (style.WIDTH - 0.7) / n_column  # inches
+    figure = style.canvas(style.WIDTH, side * n_row + 1.0)
     ax = figure.add_subplot()
-    x = torch.arange(n_column + 1) + 0.5
-    y = torch.arange(n_row + 1) * n_column + 1 - n_column / 2
+    x, y = torch.arange(n_column + 1) - 0.5, torch.arange(n_row + 1) - 0.5
     ax.pcolormesh(
         x,
         y,
@@ -506,12 +514,12 @@ def _tiles(kinds: Sequence[tuple[str, str, Tensor]], n: int) -> Canvas:
         edgecolors="white",
         linewidth=1.0 if n_column < 60 else 0.3,
     )
-    ax.set_aspect(1 / n_column)
+    ax.set_aspect("equal")
     ax.invert_yaxis()
-    every = max(1, n_row // 8)
-    ax.set_yticks([r * n_column + 1 for r in range(0, n_row, every)])
-    ticks = [1, *range(8, n_column + 1, 8 if n_column <= 64 else 32)]
-    ax.set_xticks(ticks, [f"+{t - 1}" for t in ticks])
+    shown = range(0, n_row, max(1, n_row // 12))
+    ax.set_yticks(list(shown), [str(row * n_column + 1) for row in shown])
+    ticks = range(0, n_column, 8)
+    ax.set_xticks(list(ticks), [f"+{tick}" for tick in ticks])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_ylabel("reaction (number)")
