@@ -87,11 +87,11 @@ class Progress(Callback):
     def on_phase_end(self, session: Session, name: str) -> None:
         """Leave the finished bar on the screen."""
         self.bar.stop()
-        if self.bar.disable and self.task is not None:
-            fields = self.bar.tasks[self.task].fields
-            self.console.print(f"{name}: loss {fields['loss']} {fields['rate']}", highlight=False)
-        for task in list(self.bar.task_ids):
-            self.bar.remove_task(task)
+        for task in list(self.bar.tasks):
+            if self.bar.disable:
+                done = f"{name}: loss {task.fields['loss']} {task.fields['rate']}"
+                self.console.print(done.rstrip(), highlight=False)
+            self.bar.remove_task(task.id)
 
 
 class EarlyStop(Callback):

@@ -190,7 +190,7 @@ def learning_rates(
         "msg_mlp": sub,
         "rate_mlp": sub,
         "sto_sub": stoichiometry,
-        "sto_all_free": stoichiometry,
+        "sto_all": stoichiometry,
     }
     present = {name.split(".")[0] for name, _ in model.named_parameters()}
     return {name: rate or default for name, rate in wanted.items() if name in present}
@@ -200,7 +200,7 @@ def _clip(model: torch.nn.Module, largest: float | None) -> dict[str, float]:
     names = {name for name, _ in model.named_parameters()}
     if largest is None:
         return {}
-    return {name: largest for name in ("sto_sub", "sto_all_free") if name in names}
+    return {name: largest for name in ("sto_sub", "sto_all") if name in names}
 
 
 def _loss(session: Session) -> float:
@@ -219,4 +219,5 @@ def _shrink(model: Metabolism_Propagation, threshold: float) -> None:
         return
     with torch.no_grad():
         value = model.sto_all
-        model.sto_all = torch.sign(value) * (value.abs() - threshold).clamp_min(0.0)
+        shrunk = torch.sign(value) * (value.abs() - threshold).clamp_min(0.0)
+    model.set_stoichiometry(sto_all=shrunk)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.seeding import numpy_generator
-from neuralgraph.nn.mlp import PowerLawMLP
+from neuralgraph.nn.mlp import MLP, PowerLawMLP
 from neuralgraph.systems.metabolism.closed_form import (
     MassActionStart,
     start_from_stoichiometry,
@@ -52,7 +53,7 @@ def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, .
                 "loop.start=random or loop=metabolism_adam"
             )
         _decode_integers(session, model, max_coefficient)
-        return ("sto_sub", "sto_all_free")
+        return ("sto_sub", "sto_all")
     if model.aggregation != "multiply" or model.is_softplus:
         raise ConfigError(
             "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false"
@@ -92,6 +93,7 @@ def _decode_integers(
             session.log(median_residual=float(torch.as_tensor(found.relative_residual).median()))
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
+            msg_mlp, rate_mlp = _plain(model.msg_mlp), _plain(model.rate_mlp)
             fit = fit_rate_mlp(
                 c,
                 dx_dt,
@@ -99,14 +101,40 @@ def _decode_integers(
                 sto_sub=session.store["sto_sub"].numpy(),
                 sto_all=session.store["sto_all"].numpy(),
                 log_k=model.log_k.detach().double().cpu().numpy(),
-                msg_mlp=model.msg_mlp,
-                rate_mlp=model.rate_mlp,
+                msg_mlp=msg_mlp,
+                rate_mlp=rate_mlp,
                 n_met=spec.n_met,
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "rate law"),
             )
+            _take_back(model.msg_mlp, msg_mlp)
+            _take_back(model.rate_mlp, rate_mlp)
             _assign(model, log_k=fit.log_k)
             session.log(median_residual=float(torch.as_tensor(fit.relative_residual).median()))
+
+
+def _plain(mlp: MLP) -> nn.Sequential:
+    """The same function of unscaled inputs as stock layers, which function transforms accept."""
+    layers: list[nn.Module] = []
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            copy = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features).double()
+            copy.load_state_dict(layer.state_dict())
+            layers.append(copy)
+        else:
+            layers.append(layer)
+    with torch.no_grad():
+        layers[0].weight.mul_(mlp.input_scale)  # type: ignore[operator]
+    return nn.Sequential(*layers)
+
+
+def _take_back(mlp: MLP, plain: nn.Sequential) -> None:
+    with torch.no_grad():
+        for own, other in zip(mlp, plain, strict=True):
+            if isinstance(own, nn.Linear):
+                own.weight.copy_(other.weight)
+                own.bias.copy_(other.bias)
+        mlp[0].weight.div_(mlp.input_scale)  # type: ignore[operator]
 
 
 def _solve_mass_action(
@@ -137,7 +165,7 @@ def _solve_mass_action(
             session.log(
                 power=float(start.power), median_residual=float(start.residual.median())
             )
-    return () if is_given else ("sto_sub", "sto_all_free")
+    return () if is_given else ("sto_sub", "sto_all")
 
 
 def _assign_mass_action(
@@ -154,12 +182,11 @@ def _assign_mass_action(
 
 
 def _assign(model: Metabolism_Propagation, **values: object) -> None:
-    with torch.no_grad():
-        for name, value in values.items():
-            tensor = torch.as_tensor(value)
-            if name == "sto_all":
-                model.sto_all = tensor
-                continue
-            parameter = getattr(model, name)
-            if isinstance(parameter, torch.nn.Parameter):
-                parameter.copy_(tensor)
+    """Copy values into the model; what is given (a buffer) stays as it is."""
+    tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+    log_k = tensors.pop("log_k", None)
+    trained = {name for name, _ in model.named_parameters()}
+    model.set_stoichiometry(**{name: value for name, value in tensors.items() if name in trained})
+    if log_k is not None:
+        with torch.no_grad():
+            model.log_k.copy_(log_k)
