@@ -16,8 +16,8 @@ $f$ shared by all reactions. Four steps, none of which sees anything but the dat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,20 @@ from neuralgraph.systems.metabolism.recovery_law import (
 )
 from neuralgraph.systems.metabolism.recovery_messages import Belief, StoichiometryDecoder
 from neuralgraph.systems.metabolism.recovery_mlp import (
+    LawMetric,
     SharedRateNetwork,
-    damped_step,
     fit_to_theta,
-    random_networks,
+    networks_from,
 )
 
 Array = np.ndarray
 Log = Callable[[str], None]
 LOWEST = 1e-14
 """Squared relative residual below which rows count as equally well explained."""
+
+
+GOOD_START = 2 * float(np.log(5e-4))
+"""Median misfit of a start that needs no further starts beside it."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,13 @@ def recover_stoichiometry(
     width: int = 32,
     n_message: int = 16,
     log_k_range: tuple[float, float] = (-2.6, 1.6),
-    degree: int = 4,
-    sharp_degree: int = 7,
-    max_frames: int = 576,
-    n_scan: int = 40,
-    n_start: int = 4,
+    degree: Sequence[int] = (8, 5, 4),
+    sharp_degree: Sequence[int] = (10, 6, 5),
+    max_frames: int = 432,
+    n_scan: int = 24,
+    n_start: int = 3,
     n_anneal: int = 20,
-    n_sharpen: int = 24,
+    n_sharpen: int = 12,
     seconds: float = 150.0,
     log: Log | None = None,
 ) -> Recovered:
@@ -147,10 +151,11 @@ def recover_stoichiometry(
             false the two are separate unknowns.
         width, n_message: Sizes of the networks that describe plausible rate laws.
         log_k_range: log10 k considered, in units where $f$ is about 1.
-        degree: Total degree of the polynomial law.
+        degree: Total degree of the polynomial law in products of 1, 2, 3 substrates.
         sharp_degree: The same for the Jacobian of the networks.
         max_frames: Frames used, evenly spread.
-        n_scan, n_start: Rate laws tried, and those followed further.
+        n_scan, n_start: Rate laws tried, and those followed further; up to four times as many
+            are followed while none explains the data.
         n_anneal, n_sharpen: Iterations of the last two steps.
         seconds: Wall-clock budget after which no further iteration starts.
         log: Called with one line of text per stage.
@@ -185,7 +190,8 @@ def recover_stoichiometry(
     decoder = problem.decoder(poly, frames, tie_substrates)
     points = collocation(poly, problem.center, problem.half_width, rng)
     gauge = int(poly.constant[min(max_coefficient, len(poly.types) - 1)])
-    prior = _Prior.of(random_rate_laws(points, rng, 400, width, n_message), gauge)
+    draws, weights = random_rate_laws(points, rng, 400, width, n_message)
+    prior = _Prior.of(draws, gauge)
     k_range = (10.0 ** log_k_range[0], 10.0 ** log_k_range[1])
     clock = _Clock(began, seconds)
 
@@ -200,11 +206,17 @@ def recover_stoichiometry(
 
     fine = PolynomialLaw(problem.max_substrates, max_coefficient, sharp_degree)
     h, _ = decoder.law_normal_equations(belief)
-    net = SharedRateNetwork(*random_networks(rng, width, n_message), points)
-    fit_to_theta(net, theta, h)
+    away = prior.draws - theta
+    nearest = int(np.einsum("ij,jk,ik->i", away, h, away).argmin())
+    net = SharedRateNetwork(*networks_from([w[nearest] for w in weights]), points)
+    scale = float(draws[nearest, gauge])
+    k_range = (k_range[0] / scale, k_range[1] / scale)
+    belief = replace(belief, mean=belief.mean / scale, var=belief.var / scale**2)
+    belief.row_mean /= scale
+    off = fit_to_theta(net, theta * scale, h / scale**2)
     decoder = problem.decoder(fine, frames, tie_substrates)
     net = net.on(collocation(fine, problem.center, problem.half_width, rng))
-    say(f"networks fitted to the polynomial law, {clock.spent():.1f} s")
+    say(f"networks fitted to the polynomial law, distance {off:.0f}, {clock.spent():.1f} s")
     c = problem.concentration[frames].T
     belief = _sharpen(decoder, c, net, belief, k_range, n_sharpen, clock, say)
 
@@ -274,7 +286,9 @@ def _best_start(
         belief = decoder.sweep(decoder.start(2.0, 3.0), 1e-2, k_range=k_range)
         scores.append(np.median(_misfit(belief, decoder)))
     best: tuple[float, Array, Belief] | None = None
-    for a in np.argsort(scores, kind="stable")[:n_start]:
+    for tried, a in enumerate(np.argsort(scores, kind="stable")):
+        if tried >= n_start and best is not None and (best[0] < GOOD_START or tried >= 4 * n_start):
+            break
         theta, belief = prior.draws[a].copy(), decoder.start(2.0, 3.0)
         for level in np.geomspace(1e-2, 2e-3, 8):
             decoder.set_rates(decoder.polynomial_rates(theta))
@@ -296,36 +310,46 @@ def _sharpen(
     net: SharedRateNetwork,
     belief: Belief,
     k_range: tuple[float, float],
-    n_step: int,
+    n_round: int,
     clock: _Clock,
     say: Log,
 ) -> Belief:
-    """Decode with network rates and fit the networks, alternately; ``net`` is left at the best."""
-    decoder.set_rates(net.rates(concentration, decoder))
-    level, damping = 3e-5, 1e-6
-    belief = decoder.sweep(belief, level, k_range=k_range)
-    value = float(_misfit(belief, decoder).mean())
-    say(f"networks: {_summary(belief, decoder)}, {clock.spent():.1f} s")
-    for it in range(n_step):
-        if clock.over():
-            break
-        h, g = decoder.law_normal_equations(belief)
-        jacobian, origin = net.theta_jacobian(), net.weights
-        for _ in range(5):
-            net.weights = origin + origin.new_tensor(damped_step(h, g, jacobian, damping))
-            decoder.set_rates(net.rates(concentration, decoder))
-            new = decoder.sweep(belief, level, k_range=k_range)
-            new_value = float(_misfit(new, decoder).mean())
-            if new_value < value + 1e-3:
+    """Decode with network rates and fit the networks, alternately."""
+    level, damping, idle = 3e-5, 1e2, 0
+    value = np.inf
+    for it in range(n_round):
+        decoder.set_rates(net.rates(concentration, decoder))
+        before = belief.pattern
+        belief = decoder.sweep(belief, level, k_range=k_range, n_pass=4)
+        changed = int((belief.pattern != before).sum())
+        for _ in range(3):
+            value = float(_misfit(belief, decoder).mean())
+            metric = LawMetric((normal := decoder.law_normal_equations(belief))[0])
+            step, origin = (
+                metric.steps(net.theta_jacobian(), metric.target(normal[1])),
+                net.weights,
+            )
+            new, gain = belief, 0.0
+            for _ in range(6):
+                net.weights = origin + origin.new_tensor(step(damping))
+                rate = net.rates(concentration, decoder, belief.shape)
+                new = decoder.refresh(belief, rate, level)
+                gain = value - float(_misfit(new, decoder).mean())
+                if gain > 0:
+                    break
+                damping *= 8
+            else:
+                net.weights = origin
                 break
-            damping *= 10
-        else:
-            net.weights = origin
-            decoder.set_rates(net.rates(concentration, decoder))
-            new, new_value = decoder.sweep(belief, level, k_range=k_range), value
-        belief, value = new, new_value
-        damping = max(damping / 3, 1e-12)
-        level = max(level * 0.7, 1e-6)
-        if it % 4 == 3:
-            say(f"sharpened {it + 1}: {_summary(belief, decoder)}, {clock.spent():.1f} s")
-    return belief
+            belief, damping = new, max(damping / 4, 1e-3)
+        relative = np.sqrt(belief.residual) / decoder.rms
+        level = float(np.clip(0.3 * np.median(relative), 1e-7, level))
+        say(
+            f"round {it + 1}: {changed} columns changed, {_summary(belief, decoder)}, "
+            f"{clock.spent():.1f} s"
+        )
+        idle = idle + 1 if changed == 0 and gain < 0.2 else 0
+        if idle >= 3 or clock.over():
+            break
+    decoder.set_rates(net.rates(concentration, decoder))
+    return decoder.sweep(belief, level, k_range=k_range, n_pass=4)

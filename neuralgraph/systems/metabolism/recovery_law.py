@@ -9,7 +9,7 @@ in its coefficients ``theta``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class PolynomialLaw:
     Args:
         max_substrates: Largest number of substrates of a reaction.
         max_coefficient: Largest |s|.
-        degree: Total degree of the polynomials.
+        degree: Total degree of the products of 1, 2, … substrates; the last one holds for more.
 
     Attributes:
         types: Multisets of coefficients, e.g. ``(1, 2)``.
@@ -58,15 +58,18 @@ class PolynomialLaw:
         own.
     """
 
-    def __init__(self, max_substrates: int, max_coefficient: int, degree: int) -> None:
-        self.degree, self.max_coefficient = degree, max_coefficient
+    def __init__(self, max_substrates: int, max_coefficient: int, degree: Sequence[int]) -> None:
+        self.degree, self.max_coefficient = tuple(degree), max_coefficient
+        limit = [0, *self.degree, *[self.degree[-1]] * max_substrates]
         values = range(1, max_coefficient + 1)
         sizes = range(1, max_substrates + 1)
-        self.types = [
-            t for n in sizes for t in itertools.combinations_with_replacement(values, n)
-        ]
+        self.types = [t for n in sizes for t in itertools.combinations_with_replacement(values, n)]
         self.monomials = {
-            n: [e for e in itertools.product(range(degree + 1), repeat=n) if sum(e) <= degree]
+            n: [
+                e
+                for e in itertools.product(range(max(self.degree) + 1), repeat=n)
+                if sum(e) <= limit[sum(x > 0 for x in e)]
+            ]
             for n in sizes
         }
         self.block: list[slice] = []
@@ -103,7 +106,7 @@ class PolynomialLaw:
         Returns:
             ``(n_reaction, n_monomial, n_frame)``.
         """
-        power = legendre(z, self.degree)
+        power = legendre(z, max(self.degree))
         n = substrates.shape[1]
         out = np.empty((len(substrates), len(self.monomials[n]), z.shape[1]))
         for q, exponent in enumerate(self.monomials[n]):
@@ -166,7 +169,7 @@ def random_rate_laws(
     n_draw: int,
     width: int = 32,
     n_message: int = 16,
-) -> Array:
+) -> tuple[Array, list[Array]]:
     r"""Coefficients of rate laws $softplus(rate(\sum msg(c, |s|)))$ with untrained networks.
 
     Both networks have one hidden tanh layer and the default initialisation of ``nn.Linear``:
@@ -174,7 +177,8 @@ def random_rate_laws(
     before any data are seen.
 
     Returns:
-        ``(n_draw, n_theta)``.
+        ``theta``, ``(n_draw, n_theta)``, and the weights and biases of both networks in order,
+        each ``(n_draw, n_in or 1, n_out)``.
     """
 
     def uniform(fan_in: int, *shape: int) -> Array:
@@ -193,4 +197,4 @@ def random_rate_laws(
         message = hidden @ w2 + concentration.shape[1] * b2
         return np.logaddexp(0, np.tanh(message @ w3 + b3) @ w4 + b4)[..., 0]
 
-    return points.project(law)
+    return points.project(law), [w1, b1, w2, b2, w3, b3, w4, b4]

@@ -11,7 +11,7 @@ over frames are in Gram matrices formed once per rate law.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,7 +93,11 @@ class StoichiometryDecoder:
             self.substrates[int(n)] = subs
             self.products[int(n)] = (members, poly.products(z, subs))
             self.place[members] = np.arange(len(members))
-        self.n_shape = max(len(poly.shapes[n]) for n in self.products)
+        count = np.array([len(poly.shapes[int(n)]) for n in self.n_sub])
+        self.n_shape = int(count.max())
+        self.offset = np.concatenate([[0], np.cumsum(count)[:-1]])
+        self.n_candidate = int(count.sum())
+        self.valid = np.arange(self.n_shape) < count[:, None]
         self._row_tables()
         self._column_tables(met_sub, tie_substrates)
         self.yy = (self.y**2).sum(1)
@@ -168,7 +172,7 @@ class StoichiometryDecoder:
     def set_rates(self, rate: Array) -> None:
         """Form the Gram matrices of ``(n_rxn, n_shape, n_frame)`` rate functions."""
         self.rate = rate
-        flat = rate.reshape(-1, self.n_frame)
+        flat = rate[self.valid]
         self.gram = flat @ flat.T
         self.flat_y = flat @ self.y.T
 
@@ -203,12 +207,18 @@ class StoichiometryDecoder:
             residual=nan,
         )
 
-    def _load(self, shape: Array) -> None:
-        flat = self.row_rxn * self.n_shape + shape[self.row_rxn]
+    def _load_rows(self, gram: Array, flat_y: Array, flat: Array) -> None:
         s = self.row_sign
-        self._rr = self.gram[flat[:, :, None], flat[:, None, :]] * s[:, :, None] * s[:, None, :]
-        self._ry = self.flat_y[flat, np.arange(self.n_met)[:, None]] * s
-        candidate = self.rxn[:, None] * self.n_shape + np.arange(self.n_shape)
+        self._rr = gram[flat[:, :, None], flat[:, None, :]] * s[:, :, None] * s[:, None, :]
+        self._ry = flat_y[flat, np.arange(self.n_met)[:, None]] * s
+
+    def _load(self, shape: Array) -> None:
+        flat = (self.offset + shape)[self.row_rxn]
+        s = self.row_sign
+        self._load_rows(self.gram, self.flat_y, flat)
+        candidate = np.where(
+            self.valid[self.rxn], self.offset[self.rxn][:, None] + np.arange(self.n_shape), 0
+        )
         i = self.met
         cross = self.gram[candidate[:, :, None], flat[i][:, None, :]]
         self._er = cross * s[i][:, None, :] * self.sign[:, None, None]
@@ -319,6 +329,15 @@ class StoichiometryDecoder:
         residual = self._row_residual(row_mean)
         return Belief(mean, var, shape, pattern, score, row_mean, row_cov, noise, residual)
 
+    def refresh(self, belief: Belief, rate: Array, level: float, inflation: float = 3.0) -> Belief:
+        """Row posterior under new rate functions ``(n_rxn, n_frame)`` of the patterns in use."""
+        self.rate[np.arange(self.n_rxn), belief.shape] = rate
+        self._load_rows(rate @ rate.T, rate @ self.y.T, self.row_rxn)
+        noise = self._noise(belief.mean, belief.var, (level * self.rms) ** 2, inflation)
+        row_mean, row_cov = self._row_posterior(belief.mean, belief.var, noise)
+        residual = self._row_residual(row_mean)
+        return replace(belief, row_mean=row_mean, row_cov=row_cov, noise=noise, residual=residual)
+
     def _noise(self, mean: Array, var: Array, least: Array, inflation: float) -> Array:
         row_mean, _ = self._row_posterior(mean, var, least * inflation)
         return inflation * np.maximum(least, self._row_residual(row_mean))
@@ -370,7 +389,7 @@ class StoichiometryDecoder:
         """Least-squares k for fixed integers, and the row residuals (mean squares)."""
         s = np.zeros((self.n_met, self.n_rxn))
         np.add.at(s, (self.met, self.rxn), self.sign * size)
-        flat = np.arange(self.n_rxn) * self.n_shape + shape
+        flat = self.offset + shape
         gram = self.gram[np.ix_(flat, flat)]
         h = (s.T @ (s / noise[:, None])) * gram
         b = ((s / noise[:, None]).T * self.flat_y[flat]).sum(1)

@@ -8,7 +8,7 @@ The cost of a step therefore does not depend on the number of weights times the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,22 +26,17 @@ from neuralgraph.systems.metabolism.recovery_messages import StoichiometryDecode
 Array = np.ndarray
 
 
-def random_networks(
-    rng: np.random.Generator, width: int = 32, n_message: int = 16
-) -> tuple[nn.Sequential, nn.Sequential]:
-    """Untrained ``msg`` and ``rate`` networks, float64, initialised as ``nn.Linear`` does."""
-
-    def linear(n_in: int, n_out: int) -> nn.Linear:
-        layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float64)
-        bound = n_in**-0.5
+def networks_from(weights: Sequence[Array]) -> tuple[nn.Sequential, nn.Sequential]:
+    """``msg`` and ``rate`` networks, float64, from alternating weights ``(n_in, n_out)`` and biases."""
+    layers = []
+    for w, b in zip(weights[::2], weights[1::2], strict=True):
+        layer = nn.utils.skip_init(nn.Linear, *w.shape, dtype=torch.float64)
         with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(rng.uniform(-bound, bound, (n_out, n_in))))
-            layer.bias.copy_(torch.from_numpy(rng.uniform(-bound, bound, n_out)))
-        return layer
-
-    msg = nn.Sequential(linear(2, width), nn.Tanh(), linear(width, n_message))
-    rate = nn.Sequential(linear(n_message, width), nn.Tanh(), linear(width, 1))
-    return msg, rate
+            layer.weight.copy_(torch.from_numpy(w.T))
+            layer.bias.copy_(torch.from_numpy(b.reshape(-1)))
+        layers.append(layer)
+    msg = nn.Sequential(layers[0], nn.Tanh(), layers[1])
+    return msg, nn.Sequential(layers[2], nn.Tanh(), layers[3])
 
 
 class SharedRateNetwork:
@@ -131,10 +126,19 @@ class SharedRateNetwork:
         poly = decoder.poly
         n_met, n_frame = concentration.shape
         c = torch.from_numpy(np.ascontiguousarray(concentration))
+        rate = self.net["rate"]
+        first = rate[0] if isinstance(rate, nn.Sequential) else None
+        if isinstance(first, nn.Linear):
+            # the first layer is linear: apply it per metabolite, sum over substrates afterwards
+            tail: nn.Module = rate[1:]
+            weight, bias = first.weight.T, first.bias
+        else:
+            tail, weight, bias = rate, None, None
         message = []
         for s in range(1, poly.max_coefficient + 1):
             x = torch.stack([c, torch.full_like(c, float(s))], dim=-1)
-            message.append(self.net["msg"](x))
+            m = self.net["msg"](x)
+            message.append(m if weight is None else m @ weight)
         full = shape is None
         size = (decoder.n_rxn, decoder.n_shape, n_frame) if full else (decoder.n_rxn, n_frame)
         out = np.zeros(size)
@@ -149,7 +153,9 @@ class SharedRateNetwork:
                 h = message[sizes[0] - 1][subs[pick, 0]]
                 for q in range(1, n):
                     h = h + message[sizes[q] - 1][subs[pick, q]]
-                v = nn.functional.softplus(self.net["rate"](h))[..., 0].numpy()
+                if bias is not None:
+                    h = h + bias
+                v = nn.functional.softplus(tail(h))[..., 0].numpy()
                 if full:
                     out[members[pick], code] = v
                 else:
@@ -157,43 +163,70 @@ class SharedRateNetwork:
         return out
 
 
-def damped_step(h: Array, g: Array, jacobian: Array, damping: float) -> Array:
-    """Levenberg-Marquardt step in the weights from normal equations in ``theta``."""
-    value, vector = np.linalg.eigh((h + h.T) / 2)
-    keep = value > 1e-15 * value[-1]
-    root = np.sqrt(value[keep])
-    a = (root[:, None] * vector[:, keep].T) @ jacobian
-    b = (vector[:, keep].T @ g) / root
-    inner = a @ a.T
-    inner[np.diag_indices_from(inner)] += damping * np.trace(inner) / len(inner) + 1e-300
-    return a.T @ np.linalg.solve(inner, b)
+class LawMetric:
+    """Normal equations in ``theta``, factored for steps in the weights of the networks.
+
+    Args:
+        h: Gauss-Newton matrix, ``(n_theta, n_theta)``, in units of the inverse noise.
+    """
+
+    def __init__(self, h: Array) -> None:
+        value, vector = np.linalg.eigh((h + h.T) / 2)
+        keep = value > 1e-15 * value[-1]
+        self.root = np.sqrt(value[keep])
+        self.vector = vector[:, keep]
+
+    def whiten(self, theta: Array) -> Array:
+        """Coordinates in which the metric is the identity."""
+        return (self.vector * self.root).T @ theta
+
+    def steps(self, jacobian: Array, target: Array) -> Callable[[float], Array]:
+        r"""Levenberg-Marquardt steps $\min |J w - t|^2 + \lambda |w|^2$ as a function of λ.
+
+        Args:
+            jacobian: Of ``theta`` by the weights, ``(n_theta, n_weight)``.
+            target: Whitened displacement.
+        """
+        a = self.whiten(jacobian)
+        value, vector = np.linalg.eigh(a @ a.T)
+        value = np.maximum(value, 0.0)
+        t = vector.T @ target
+
+        def step(damping: float) -> Array:
+            return a.T @ (vector @ (t / (value + damping)))
+
+        return step
+
+    def target(self, g: Array) -> Array:
+        """Whitened displacement that a gradient in ``theta`` asks for."""
+        return (self.vector.T @ g) / self.root
 
 
-def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 60) -> float:
+def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 40) -> float:
     """Fit the weights so that their ``theta`` equals the given one in the metric ``h``.
 
     Returns:
-        The squared distance reached.
+        The squared distance reached; in units of the noise it should be near ``n_theta``.
     """
-    damping, now = 1e-2, net.theta()
-    best = float((now - theta) @ h @ (now - theta))
+    metric = LawMetric(h)
+    left = metric.whiten(theta - net.theta())
+    best, damping = float(left @ left), 1e2
     for _ in range(n_step):
-        jacobian = net.theta_jacobian()
-        start = net.weights
+        step, start = metric.steps(net.theta_jacobian(), left), net.weights
+        value = best
         for _ in range(8):
-            step = damped_step(h, h @ (theta - now), jacobian, damping)
-            net.weights = start + torch.from_numpy(step)
-            new = net.theta()
-            value = float((new - theta) @ h @ (new - theta))
+            net.weights = start + torch.from_numpy(step(damping))
+            left_new = metric.whiten(theta - net.theta())
+            value = float(left_new @ left_new)
             if value < best:
                 break
-            damping *= 5
+            damping *= 8
         else:
             net.weights = start
             break
-        gain = (best - value) / best
-        best, now, damping = value, new, max(damping / 5, 1e-13)
-        if gain < 1e-3:
+        gain = 1 - value / best
+        best, left, damping = value, left_new, max(damping / 4, 1e-3)
+        if gain < 0.02 or best < 1.0:
             break
     return best
 
@@ -299,17 +332,17 @@ def fit_networks(
 
     rate = net.rates(concentration, decoder, shape)
     k, left = fixed.solve(rate, weight)
-    damping, accepted, still = 1e-6, 0, 0
+    damping, accepted, still = 1e2, 0, 0
     for it in range(n_step):
         relative = np.sqrt((left**2).mean(1)) / decoder.rms
         floor = np.median(relative[live])
         weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + floor**2)), 0.0)
         value = float((weight * (left**2).mean(1)).sum())
         h, g = fixed.normal(rate, k, left, weight)
-        jacobian, origin = net.theta_jacobian(), net.weights
+        metric, origin = LawMetric(h), net.weights
+        step = metric.steps(net.theta_jacobian(), metric.target(g))
         for _ in range(7):
-            step = damped_step(h, g, jacobian, damping)
-            net.weights = origin + torch.from_numpy(step)
+            net.weights = origin + torch.from_numpy(step(damping))
             new_rate = net.rates(concentration, decoder, shape)
             new_k, new_left = fixed.solve(new_rate, weight)
             new_value = float((weight * (new_left**2).mean(1)).sum())
@@ -320,7 +353,7 @@ def fit_networks(
             net.weights = origin
             break
         rate, k, left = new_rate, new_k, new_left
-        damping = max(damping / 5, 1e-14)
+        damping = max(damping / 5, 1e-3)
         accepted += 1
         still = still + 1 if new_value > 0.9 * value else 0
         if log is not None:
@@ -356,7 +389,7 @@ def fit_rate_mlp(
     n_met: int,
     n_rxn: int,
     rng: np.random.Generator,
-    degree: int = 5,
+    degree: Sequence[int] = (10, 7, 6),
     max_frames: int = 576,
     n_step: int = 40,
     tolerance: float = 1e-8,
@@ -377,7 +410,7 @@ def fit_rate_mlp(
         log_k: First guess of log10 k, ``(n_rxn,)``; its common scale does not matter.
         msg_mlp: ``(*, 2) -> (*, n_message)``; ``rate_mlp``: ``(*, n_message) -> (*, 1)``.
         rng: Source of the sampling points.
-        degree: Of the polynomial law.
+        degree: Of the polynomial law in products of 1, 2, 3 substrates.
         max_frames: Frames used, evenly spread.
         n_step: Gauss-Newton steps on the data at most.
         tolerance: Median relative residual at which to stop.
