@@ -120,9 +120,8 @@ class MLP(nn.Sequential):
             return self.hidden(torch.cat([value.unsqueeze(2), rows], dim=2))
         first = self[0]
         assert isinstance(first, nn.Linear)
-        weight = first.weight * self.input_scale if self.is_scaled else first.weight
-        row = nn.functional.linear(feature, weight[:, 1:], first.bias)
-        return self._hidden_from(_grid_tanh(value, weight[:, 0], row), 2)
+        scale = self.input_scale if self.is_scaled else None
+        return self._hidden_from(_grid_tanh(value, feature, first.weight, first.bias, scale), 2)
 
     def grid(self, value: Tensor, feature: Tensor) -> Tensor:
         """The function at every pair (value[n, b], feature[n]) of a network with one output.
@@ -146,7 +145,7 @@ class MLP(nn.Sequential):
 
     def _single(self, hidden: Tensor) -> Tensor:
         last = self.last
-        flat = torch.mv(hidden.reshape(-1, last.in_features), last.weight[0])
+        flat = torch.mv(hidden.reshape(-1, last.in_features), last.weight.view(-1))
         value = flat.view(hidden.shape[:-1])
         return value if last.bias is None else value + last.bias
 
@@ -197,34 +196,47 @@ class _LinearTanh(torch.autograd.Function):
 
 
 class _GridTanh(torch.autograd.Function):
-    """tanh(value[n, b] weight + row[n]), ``(n, n_batch, n_out)``, as one node."""
+    """First layer on a grid: tanh(w_0 value[n, b] + W_rest feature[n] + bias), as one node."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor, row: Tensor) -> Tensor:
-        rows, columns = row.unsqueeze(1), value.unsqueeze(2)
-        if _is_sigmoid_faster(value):
-            y = _tanh_of_double_(torch.addcmul(rows + rows, columns, weight, value=2.0))
-        else:
-            y = torch.addcmul(rows, columns, weight).tanh_()
-        ctx.save_for_backward(value, weight, y)
+    def forward(
+        ctx: Any, value: Tensor, feature: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None
+    ) -> Tensor:
+        scaled = weight if scale is None else weight * scale
+        twice = 2.0 if _is_sigmoid_faster(value) else 1.0
+        row = torch.addmm(bias, feature, scaled[:, 1:].t(), beta=twice, alpha=twice)
+        y = torch.addcmul(row.unsqueeze(1), value.unsqueeze(2), scaled[:, 0], value=twice)
+        y = _tanh_of_double_(y) if twice == 2.0 else y.tanh_()
+        ctx.save_for_backward(value, feature, scaled, scale, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        value, weight, y = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        value, feature, scaled, scale, y = ctx.saved_tensors
         g = torch.ops.aten.tanh_backward(grads[0].contiguous(), y)
-        flat = g.view(-1, g.shape[2])
-        grad_value = (flat @ weight).view_as(value) if ctx.needs_input_grad[0] else None
-        return grad_value, torch.mv(flat.t(), value.reshape(-1)), g.sum(1)
+        flat, row = g.view(-1, g.shape[2]), g.sum(1)
+        grad_value = grad_feature = None
+        if ctx.needs_input_grad[0]:
+            grad_value = (flat @ scaled[:, 0]).view_as(value)
+        if ctx.needs_input_grad[1]:
+            grad_feature = row @ scaled[:, 1:]
+        grad_weight = torch.empty_like(scaled)
+        torch.mv(flat.t(), value.reshape(-1), out=grad_weight[:, 0])
+        grad_weight[:, 1:] = row.t() @ feature
+        if scale is not None:
+            grad_weight *= scale
+        return grad_value, grad_feature, grad_weight, row.sum(0), None
 
 
 def _linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return cast(Tensor, _LinearTanh.apply(x, weight, bias))
 
 
-def _grid_tanh(value: Tensor, weight: Tensor, row: Tensor) -> Tensor:
-    return cast(Tensor, _GridTanh.apply(value, weight, row))
+def _grid_tanh(
+    value: Tensor, feature: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None
+) -> Tensor:
+    return cast(Tensor, _GridTanh.apply(value, feature, weight, bias, scale))
 
 
 class PowerLawMLP(nn.Module):

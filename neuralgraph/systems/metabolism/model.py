@@ -520,7 +520,7 @@ class Metabolism_Propagation(BipartitePropagation):
         table = self._substrate_at(node_c, self.order_levels, is_log)
         position = ((x - low) / step).flatten()
         cell = position.detach().floor().clamp(0, n_node - 4)
-        start = cell.long() + n_node * self.level_input.repeat_interleave(c.shape[1])
+        start = (cell.long().view_as(c) + (n_node * self.level_input).unsqueeze(1)).flatten()
         return cubic_interpolate(table.flatten(), start, position - cell).view_as(c)
 
     def _substrate_at(self, c: Tensor, order: Tensor, is_log: bool) -> Tensor:
