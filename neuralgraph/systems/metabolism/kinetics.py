@@ -279,10 +279,11 @@ def integrate_frames(
         initial: ``(n_run, n_met)`` mM.
         n_frame: Number of frames, the initial state included.
         dt: Frame interval, min.
-        integrator: ``euler`` or ``rk4`` (``n_substep`` equal steps in each frame interval),
+        integrator: ``euler``, ``rk4`` or ``adams`` (Adams-Bashforth of order 4, one evaluation
+            a step, started by RK4; ``n_substep`` equal steps in each frame interval in all three),
             ``adaptive`` (Dormand-Prince 5(4)) or ``stiff`` (BDF with the exact sparse Jacobian,
             mass action only); the last two are SciPy's, with all runs in one system.
-        n_substep: Steps for each frame interval of ``euler`` and ``rk4``.
+        n_substep: Steps for each frame interval of ``euler``, ``rk4`` and ``adams``.
         process_noise: Draws ``(n_run, n_met)`` to add after each frame, or ``None``.
     Returns:
         ``(n_run, n_frame, n_met)`` states and derivatives; the derivative is the right-hand side
@@ -292,7 +293,7 @@ def integrate_frames(
     """
     n_run, n_met = initial.shape
     state = np.empty((n_run, n_frame, n_met))
-    if integrator in ("euler", "rk4"):
+    if integrator in ("euler", "rk4", "adams"):
         with np.errstate(over="ignore", invalid="ignore"):
             dx_dt = _fixed_steps(system, state, initial, dt, integrator, n_substep, process_noise)
         return state, dx_dt
@@ -343,11 +344,16 @@ def _fixed_steps(
     n_substep: int,
     process_noise: Callable[[], Array] | None,
 ) -> Array:
-    """Fill ``state`` and return the derivatives, by Euler or RK4 steps."""
+    """Fill ``state`` and return the derivatives, by steps of equal size.
+
+    Source:
+        Hairer, Norsett & Wanner (1993), Solving Ordinary Differential Equations I, II.1 and III.1.
+    """
     n_frame = state.shape[1]
     dx_dt = np.empty_like(state)
     h = dt / n_substep
     c = initial.astype(np.float64)
+    past: list[Array] = []
     for frame in range(n_frame):
         time = frame * dt
         state[:, frame] = c
@@ -368,12 +374,18 @@ def _fixed_steps(
             if integrator == "euler":
                 c = c + h * k1
                 continue
+            if integrator == "adams":
+                past = [k1, *past[:3]]
+                if len(past) == 4:
+                    c = c + h / 24 * (55 * k1 - 59 * past[1] + 37 * past[2] - 9 * past[3])
+                    continue
             k2 = system(t + h / 2, c + h / 2 * k1)
             k3 = system(t + h / 2, c + h / 2 * k2)
             k4 = system(t + h, c + h * k3)
             c = c + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         if process_noise is not None:
             c = np.maximum(c + process_noise(), 0.0)
+            past = []  # a kick breaks the history: start again
     return dx_dt
 
 

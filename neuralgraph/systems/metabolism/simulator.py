@@ -39,7 +39,7 @@ from neuralgraph.systems.metabolism.network import (
     random_network,
 )
 
-INTEGRATORS = ("rk4", "euler", "adaptive", "stiff")
+INTEGRATORS = ("rk4", "adams", "euler", "adaptive", "stiff")
 INPUT_MODES = ("none", "additive", "multiplicative_substrate", "multiplicative_product")
 DEPLETION = ("cut", "error")
 UNITS = {"time": "min", "state": "mM", "dx_dt": "mM/min", "flux": "mM/min"}
@@ -283,8 +283,9 @@ class NetworkSimulator(RevealsPrior):
         n_test_run: Further initial conditions, held out (``Recording.is_test``).
         n_frame: Frames of each run, the initial state included.
         dt_min: Frame interval, min.
-        integrator: ``rk4``, ``euler``, ``adaptive`` or ``stiff``.
-        n_substep: Integration steps in each frame interval (``rk4``, ``euler``).
+        integrator: ``rk4``, ``adams``, ``euler``, ``adaptive`` or ``stiff``; see
+            :func:`~neuralgraph.systems.metabolism.kinetics.integrate_frames`.
+        n_substep: Integration steps in each frame interval (``rk4``, ``adams``, ``euler``).
         initial_low_mM: Lower end of the uniform initial concentrations.
         initial_high_mM: Upper end.
         log_k_min: Lower end of the uniform log10 rate constants.
@@ -337,10 +338,10 @@ class NetworkSimulator(RevealsPrior):
             raise ConfigError(
                 f"simulator.log_k_max must not be below log_k_min, got {log_k_max} < {log_k_min}"
             )
-        if noise.process_mM > 0 and integrator not in ("rk4", "euler"):
+        if noise.process_mM > 0 and integrator not in ("rk4", "adams", "euler"):
             raise ConfigError(
-                "simulator.noise.process_mM > 0 needs simulator.integrator=rk4 or euler, got "
-                f"{integrator}"
+                "simulator.noise.process_mM > 0 needs simulator.integrator=rk4, adams or euler, "
+                f"got {integrator}"
             )
         if noise.is_measured and n_frame < derivative.degree + 2:
             raise ConfigError(

@@ -145,8 +145,19 @@ def test_rk4_agrees_with_the_adaptive_and_stiff_solvers_and_euler_converges():
     exact = end("adaptive")
     assert float((end("rk4") - exact).abs().max()) < 1e-4
     assert float((end("stiff") - exact).abs().max()) < 1e-4
+    wide, narrow = (float((end("adams", n) - exact).abs().max()) for n in (2, 4))
+    assert wide < 1e-4 and 10 < wide / narrow < 40  # fourth order
     coarse, fine = ((end("euler", n) - exact).abs().max() for n in (4, 8))
     assert 1.8 < float(coarse / fine) < 2.2
+
+
+def test_adams_agrees_with_rk4_on_the_default_horizon():
+    adams, rk4 = (small(integrator=name, n_frame=10).simulate(1)[0] for name in ("adams", "rk4"))
+    torch.testing.assert_close(adams.state, rk4.state, rtol=0, atol=1e-6)
+    noisy = [
+        small(integrator=name, noise__process_mM=0.1).simulate(1)[0] for name in ("adams", "rk4")
+    ]
+    assert torch.equal(noisy[0].state, noisy[1].state)
 
 
 def test_the_circadian_baseline_swings():
@@ -319,7 +330,7 @@ def test_reveal_tells_what_the_switches_say_and_no_more():
         ({"n_frame": 1}, r"simulator\.n_frame must be a number >= 2"),
         ({"dt_min": -1.0}, r"simulator\.dt_min"),
         ({"dt_min": float("nan")}, r"simulator\.dt_min"),
-        ({"integrator": "magic"}, "must be one of rk4, euler"),
+        ({"integrator": "magic"}, "must be one of rk4, adams"),
         ({"integrator": "stiff"}, "needs the Jacobian"),
         ({"initial_low_mM": 9.0}, "initial_high_mM must not be below"),
         ({"log_k_max": -5.0}, "log_k_max must not be below"),
@@ -333,7 +344,7 @@ def test_reveal_tells_what_the_switches_say_and_no_more():
         ),
         ({"derivative__window": 4}, "must be odd"),
         ({"noise__measurement_mM": 0.1, "n_frame": 3}, "raise simulator.n_frame"),
-        ({"noise__process_mM": 0.1, "integrator": "adaptive"}, "integrator=rk4 or euler"),
+        ({"noise__process_mM": 0.1, "integrator": "adaptive"}, "integrator=rk4, adams or euler"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(changes, message):
