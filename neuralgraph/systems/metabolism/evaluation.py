@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,8 +19,10 @@ from neuralgraph.numerics.integrate import FIXED, DivergedError, rollout
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
-from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.network import ReactionNetwork
+
+if TYPE_CHECKING:
+    from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
 TRIVIAL = "1.5 × known sign"
 NO_CHANGE = "no change"

@@ -17,13 +17,14 @@ from neuralgraph.numerics.integrate import DivergedError
 from neuralgraph.systems.metabolism import evaluation, metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
-from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 from neuralgraph.viz import panels, style
 from neuralgraph.viz.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
+
+    from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
 TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
@@ -431,8 +432,8 @@ class MetabolismReporter:
             here = types == t
             y = a[here, 1] if a.shape[1] > 1 else torch.zeros(int(here.sum()))
             ax.scatter(
-                a[here, 0],
-                y,
+                a[here, 0].numpy(),
+                y.numpy(),
                 s=18,
                 lw=0,
                 alpha=0.7,
@@ -503,11 +504,12 @@ def _tiles(kinds: Sequence[tuple[str, str, Tensor]], n: int) -> Canvas:
     side = (style.WIDTH - 0.7) / n_column  # inches
     figure = style.canvas(style.WIDTH, side * n_row + 1.0)
     ax = figure.add_subplot()
-    x, y = torch.arange(n_column + 1) - 0.5, torch.arange(n_row + 1) - 0.5
+    x = (torch.arange(n_column + 1) - 0.5).numpy()
+    y = (torch.arange(n_row + 1) - 0.5).numpy()
     ax.pcolormesh(
         x,
         y,
-        code.reshape(n_row, n_column),
+        code.reshape(n_row, n_column).numpy(),
         cmap=ListedColormap([colour for _, colour, _ in kinds] + ["white"]),
         vmin=-0.5,
         vmax=len(kinds) + 0.5,
