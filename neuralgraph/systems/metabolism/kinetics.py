@@ -444,7 +444,8 @@ def activity_rank(state: Tensor, fraction: float = 0.99) -> int:
     1
     """
     flat = state.reshape(-1, state.shape[-1]).double()
-    gram = flat.T @ flat
+    # the smaller of the two Gram matrices has the same non-zero spectrum
+    gram = flat @ flat.T if flat.shape[0] < flat.shape[1] else flat.T @ flat
     power = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
     total = power.cumsum(0) / power.sum()
     return int((total < fraction).sum()) + 1

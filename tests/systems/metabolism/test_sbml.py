@@ -157,6 +157,7 @@ def test_forward_and_backward_columns_are_opposite():
         assert torch.equal(S[:, names.index(name)], -S[:, names.index(name + "_reverse")])
 
 
+@pytest.mark.long
 def test_a_genome_scale_model_simulates():
     recording, _ = make(
         "metabolism_sbml", model=real("bigg/iJO1366.xml.gz"), n_run=1, n_test_run=0, n_frame=3

@@ -293,6 +293,7 @@ def test_activity_rank_counts_singular_values_of_the_uncentred_matrix():
     x[0, 0, 0], x[0, 1, 1], x[0, 2, 2] = 10.0, 10.0, 0.1
     assert activity_rank(x) == 2
     assert activity_rank(torch.ones(2, 4, 3)) == 1
+    assert activity_rank(torch.eye(3, 8)) == 3
 
 
 def test_save_and_load_round_trip(tmp_path):
