@@ -38,7 +38,8 @@ alike, each from its own rate law.
 ``rate_constants_group_error``  largest relative error of the determined combinations (k1 ± k2, …)
 ==============================  ====================================================================
 
-Exactness counts columns of integers only (SBML models have others, which are left out).
+Exactness and gauge-fixed R² count columns of integers only: the biomass reaction of an SBML model
+has no integer scale, and its coefficients of 60 would decide every R². Such columns are left out.
 """
 
 from __future__ import annotations
@@ -226,9 +227,13 @@ def stoichiometry_scores(
     on_support = value[met, rxn]
     is_right = integer == truth
     counted = integer_columns(network)
+    on = counted[rxn]
+    has_integers = counted | (torch.bincount(rxn, minlength=network.n_rxn) == 0)
     scores = {
-        "stoichiometry_R2": r2_identity(on_support, true, per_variable=False),
-        "stoichiometry_R2_full": r2_identity(value, truth, per_variable=False),
+        "stoichiometry_R2": r2_identity(on_support[on], true[on], per_variable=False),
+        "stoichiometry_R2_full": r2_identity(
+            value[:, has_integers], truth[:, has_integers], per_variable=False
+        ),
         "stoichiometry_R2_refit": r2_refit(estimate.dense(estimate.raw)[met, rxn], true),
         "sign_accuracy": sign_accuracy(on_support, true),
         "support_f1": support_f1(integer, truth),
@@ -236,7 +241,7 @@ def stoichiometry_scores(
     for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
         scores[f"exact_edges{suffix}"] = _mean(is_right[met, rxn][columns[rxn]])
         scores[f"exact_columns{suffix}"] = _mean(is_right.all(0)[columns])
-    on = is_identifiable[rxn]
+    on = (counted & is_identifiable)[rxn]
     scores["stoichiometry_R2_identifiable"] = r2_identity(
         on_support[on], true[on], per_variable=False
     )
@@ -267,9 +272,9 @@ def trivial_stoichiometry_scores(
     hits = [(magnitude * known_sign.double()) == true for magnitude in (1, 2)]
     is_right = max(hits, key=lambda hit: int(hit.sum()))
     wrong = torch.zeros(network.n_rxn, dtype=torch.long).index_add_(0, rxn, (~is_right).long())
-    on = is_identifiable[rxn]
+    every, on = counted[rxn], (counted & is_identifiable)[rxn]
     scores = {
-        "stoichiometry_R2": r2_identity(guess, true, per_variable=False),
+        "stoichiometry_R2": r2_identity(guess[every], true[every], per_variable=False),
         "stoichiometry_R2_identifiable": r2_identity(guess[on], true[on], per_variable=False),
     }
     for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):

@@ -200,6 +200,7 @@ def test_non_integer_columns_and_empty_reactions_are_not_counted_as_exact():
         fixed, net, is_identifiable=torch.ones(2, dtype=torch.bool)
     )
     assert scores["exact_edges"] == scores["exact_columns"] == 1
+    assert scores["stoichiometry_R2"] == scores["stoichiometry_R2_full"] == 1
 
 
 def test_trivial_row_scores_about_090_with_about_half_of_the_edges_exact():
