@@ -32,6 +32,8 @@ def build(node: Mapping[str, Any], group: str) -> Any:
     """
     from hydra.utils import instantiate
 
+    if group == "simulator":  # simulator.seed is the pipeline's, not an argument
+        node = {key: value for key, value in node.items() if key != "seed"}
     target = check(node, group)
     plain = {**node, "_partial_": bool(RUNTIME_ARGUMENTS[group])}
     try:

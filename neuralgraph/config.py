@@ -41,7 +41,7 @@ class RunConfig:
     """Every key a run may have; a key that is not here is an error.
 
     ``seed`` sets everything; ``training_seed`` overrides it for the model's start and the order of
-    batches, ``simulator_seed`` for network and data.
+    batches, ``simulator.seed`` for network and data.
     """
 
     name: str = "run"

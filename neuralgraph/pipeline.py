@@ -55,6 +55,7 @@ def compose(config: Mapping[str, Any]) -> Parts:
     if config["n_threads"] < 1:
         raise ConfigError(f"n_threads must be at least 1, got {config['n_threads']}")
     choose_device(config["device"])
+    simulator_seed(config)
     parts = Parts(**{group: build(config[group], group) for group in Parts.__annotations__})
     bind_switches(parts.simulator.reveal, config["prior"])
     return parts
@@ -107,7 +108,7 @@ def simulate(
     """
     if (folder / "given.pt").exists():
         return read_data(folder)
-    recording, truth = simulator.simulate(config["seed"])
+    recording, truth = simulator.simulate(simulator_seed(config))
     given = simulator.reveal(recording, truth, **config["prior"])
     recording.save(folder / "recording.pt")
     if truth is not None:
@@ -132,6 +133,14 @@ def cut_and_build(
     data = parts.dataset(recording, given).astype(dtype)
     generator = torch_generator(training_seed(config), "model")
     return data, parts.model(data.spec, generator=generator).to(dtype)
+
+
+def simulator_seed(config: Mapping[str, Any]) -> int:
+    """``simulator.seed``, or ``seed`` where it is not set."""
+    own = config["simulator"].get("seed")
+    if own is not None and not (isinstance(own, int) and not isinstance(own, bool)):
+        raise ConfigError(f"simulator.seed must be an integer or null, got {own!r}")
+    return config["seed"] if own is None else own
 
 
 def training_seed(config: Mapping[str, Any]) -> int:
@@ -197,6 +206,7 @@ def judge(
     scorecard.provenance = {
         "name": config["name"],
         "seed": config["seed"],
+        "simulator_seed": simulator_seed(config),
         "training_seed": training_seed(config),
         "primary_metric": evaluation.primary_metric,
         "direction": evaluation.direction,

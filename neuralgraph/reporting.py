@@ -75,7 +75,7 @@ def result_rows(scorecard: Scorecard) -> list[dict[str, str]]:
             "unit": scorecard.units.get(name, ""),
             "baseline": ", ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items()),
         }
-        for name, value in scorecard.metrics.items()
+        for name, value in scorecard.ordered()
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-SEED_KEYS = ("seed", "training_seed")
+SEED_KEYS = ("seed", "training_seed", "simulator.seed")
 
 
 class SweepSummary(Callback):

@@ -14,6 +14,8 @@ from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.scorecard import Scorecard
 
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 160
 
 
 def shown(path: Path) -> str:
@@ -37,11 +39,11 @@ def print_result(scorecard: Scorecard, folder: Path) -> None:
     """Score table, with the trivial baseline beside every score that has one."""
     baselines: Mapping[str, Mapping[str, float]] = scorecard.facts.get("baselines", {})
     table = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("trivial baseline", justify="right", style="dim")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("trivial baseline", style="dim")
     primary = scorecard.provenance["primary_metric"]
-    for name, value in scorecard.metrics.items():
+    for name, value in scorecard.ordered():
         others = "  ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items())
         style = "bold cyan" if name == primary else None
         unit = scorecard.units.get(name, "")

@@ -81,5 +81,4 @@ def test_every_claimed_experiment_is_written_up():
         folder = ROOT / "experiments" / name
         assert (folder / "README.md").exists(), f"experiments/{name}/README.md is missing"
         expected = json.loads((folder / "expected.json").read_text())
-        assert expected["command"].startswith("python -m neuralgraph.train +experiment=")
-        assert expected["metrics"], name
+        assert expected["metrics"] and isinstance(expected["seed"], int), name

@@ -61,6 +61,16 @@ def test_same_command_same_bytes_and_another_seed_other_bytes(command, tmp_path)
     assert read("a", "checkpoints/final.pt") == read("b", "checkpoints/final.pt")
 
 
+def test_simulator_and_training_seeds_act_apart(command, tmp_path):
+    base = (*SMALL, "loop.n_epochs=1", "seed=1")
+    for folder, extra in (("a", ()), ("b", ("training_seed=9",)), ("c", ("simulator.seed=9",))):
+        command("train", *base, *extra, f"hydra.run.dir={folder}")
+    data = [(tmp_path / f / "data/recording.pt").read_bytes() for f in "abc"]
+    rows = [(tmp_path / f / "metrics.jsonl").read_bytes() for f in "abc"]
+    assert data[0] == data[1] != data[2]
+    assert len(set(rows)) == 3
+
+
 def test_training_without_the_truth_gives_the_same_bytes(command, tmp_path):
     """Simulate, delete the truth, train on what is left."""
     command("train", *SMALL, "loop.n_epochs=3", "hydra.run.dir=with", "evaluation.every=0")

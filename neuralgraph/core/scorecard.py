@@ -53,6 +53,16 @@ class Scorecard:
         for name, value in values.items():
             self.add(name, value)
 
+    def ordered(self) -> list[tuple[str, float]]:
+        """Metrics as a reader wants them: the primary one, those with a baseline, the rest."""
+        baselines = self.facts.get("baselines", {})
+        primary = self.provenance.get("primary_metric")
+        rank = {True: 1, False: 2}
+        return sorted(
+            self.metrics.items(),
+            key=lambda item: 0 if item[0] == primary else rank[item[0] in baselines],
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain content of ``scorecard.json``."""
         return {
