@@ -225,9 +225,9 @@ def loss_curves(ax: Axes, path: Path | str) -> Axes:
         ax.text(0.5, 0.5, "no epoch was logged", ha="center", va="center", transform=ax.transAxes)
         return ax
     step = np.array([row.get("step", i + 1) for i, row in enumerate(rows)], float)
-    if (np.diff(step) < 0).any():  # steps counted anew in each phase
+    if (np.diff(step) <= 0).any():  # phases without steps, or counted anew
         step = np.arange(1, len(rows) + 1, dtype=float)
-        ax.set_xlabel("epoch")
+        ax.set_xlabel("epoch, counted over all phases")
     skipped = {"epoch", "step", "loss", "regul_total", "total"}
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_number(v)))
     terms = [n for n in names if n.startswith("coeff_")]
