@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from neuralgraph.core.errors import DataError
-from neuralgraph.systems.metabolism.recovery_checks import checked_problem
+from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
 from neuralgraph.systems.metabolism.recovery_law import (
+    Collocation,
     PolynomialLaw,
     collocation,
     random_rate_laws,
@@ -78,19 +79,21 @@ class _Prior:
     """Gaussian over ``theta``, one entry (the gauge) held at 1."""
 
     draws: Array
+    scale: Array
     mean: Array
     free: Array
     precision: Array
 
     @classmethod
     def of(cls, draws: Array, gauge: int) -> _Prior:
-        draws = draws / draws[:, [gauge]]
+        scale = draws[:, gauge]
+        draws = draws / scale[:, None]
         mean = draws.mean(0)
         away = draws - mean
         cov = away.T @ away / len(draws)
         cov += np.diag((0.03 * away.std(0)) ** 2 + 3e-5**2)
         free = np.arange(len(mean)) != gauge
-        return cls(draws, mean, free, np.linalg.inv(cov[np.ix_(free, free)]))
+        return cls(draws, scale, mean, free, np.linalg.inv(cov[np.ix_(free, free)]))
 
     def step(self, theta: Array, h: Array, g: Array) -> Array:
         """Gauss-Newton update of ``theta``."""
@@ -122,13 +125,13 @@ def recover_stoichiometry(
     width: int = 32,
     n_message: int = 16,
     log_k_range: tuple[float, float] = (-2.6, 1.6),
-    degree: Sequence[int] = (8, 5, 4),
-    sharp_degree: Sequence[int] = (10, 6, 5),
+    degree: Sequence[int] = (10, 6, 5),
+    sharp_degree: Sequence[int] = (12, 7, 6),
     max_frames: int = 432,
     n_scan: int = 24,
     n_start: int = 3,
     n_anneal: int = 20,
-    n_sharpen: int = 12,
+    n_sharpen: int = 5,
     seconds: float = 150.0,
     log: Log | None = None,
 ) -> Recovered:
@@ -141,22 +144,27 @@ def recover_stoichiometry(
     Args:
         concentration: Concentrations, ``(n_frame, n_met)``, mM.
         dx_dt: Exact derivatives, ``(n_frame, n_met)``, mM min⁻¹.
-        met_sub, rxn_sub: Metabolite and reaction of each substrate edge.
-        met_all, rxn_all: The same of every edge of S.
+        met_sub: Metabolite of each substrate edge, ``(n_sub_edge,)``.
+        rxn_sub: Reaction of each substrate edge.
+        met_all: Metabolite of each edge of S, ``(n_all_edge,)``.
+        rxn_all: Reaction of each edge of S.
         sign_all: -1 consumed, +1 produced, for every edge of S.
-        n_met, n_rxn: Numbers of metabolites and reactions.
+        n_met: Number of metabolites.
+        n_rxn: Number of reactions.
         rng: Source of all randomness.
         max_coefficient: Largest integer considered.
         tie_substrates: A consumed substrate has one coefficient in S and in the rate law; when
             false the two are separate unknowns.
-        width, n_message: Sizes of the networks that describe plausible rate laws.
+        width: Hidden width of the networks that describe plausible rate laws.
+        n_message: Width of their messages.
         log_k_range: log10 k considered, in units where $f$ is about 1.
         degree: Total degree of the polynomial law in products of 1, 2, 3 substrates.
         sharp_degree: The same for the Jacobian of the networks.
         max_frames: Frames used, evenly spread.
-        n_scan, n_start: Rate laws tried, and those followed further; up to four times as many
-            are followed while none explains the data.
-        n_anneal, n_sharpen: Iterations of the last two steps.
+        n_scan: Rate laws tried.
+        n_start: Rate laws followed further; up to four times as many while none explains the data.
+        n_anneal: Iterations of the third step.
+        n_sharpen: Rounds of the fourth step at most.
         seconds: Wall-clock budget after which no further iteration starts.
         log: Called with one line of text per stage.
 
@@ -196,31 +204,46 @@ def recover_stoichiometry(
     clock = _Clock(began, seconds)
 
     theta, belief = _best_start(decoder, prior, k_range, n_scan, n_start, clock, say)
+    best = (np.inf, theta, belief)
     for level in np.geomspace(2e-3, 3e-5, n_anneal):
         if clock.over():
             break
         decoder.set_rates(decoder.polynomial_rates(theta))
         belief = decoder.sweep(belief, level, k_range=k_range)
+        if (value := decoder.hard_misfit(belief)) < best[0]:
+            best = (value, theta, belief)
         theta = prior.step(theta, *decoder.law_normal_equations(belief))
+    _, theta, belief = best
+    say(f"best objective of the polynomial law {best[0]:.2f}")
+    decoder.set_rates(decoder.polynomial_rates(theta))
     say(f"annealed: {_summary(belief, decoder)}, {clock.spent():.1f} s")
 
-    fine = PolynomialLaw(problem.max_substrates, max_coefficient, sharp_degree)
-    h, _ = decoder.law_normal_equations(belief)
-    away = prior.draws - theta
-    nearest = int(np.einsum("ij,jk,ik->i", away, h, away).argmin())
-    net = SharedRateNetwork(*networks_from([w[nearest] for w in weights]), points)
-    scale = float(draws[nearest, gauge])
-    k_range = (k_range[0] / scale, k_range[1] / scale)
-    belief = replace(belief, mean=belief.mean / scale, var=belief.var / scale**2)
-    belief.row_mean /= scale
-    off = fit_to_theta(net, theta * scale, h / scale**2)
-    decoder = problem.decoder(fine, frames, tie_substrates)
-    net = net.on(collocation(fine, problem.center, problem.half_width, rng))
-    say(f"networks fitted to the polynomial law, distance {off:.0f}, {clock.spent():.1f} s")
-    c = problem.concentration[frames].T
-    belief = _sharpen(decoder, c, net, belief, k_range, n_sharpen, clock, say)
-
-    size, inside = decoder.coefficients(belief.pattern)
+    if n_sharpen > 0 and not clock.over():
+        law, decoder, belief, k_range = _with_networks(
+            problem,
+            decoder,
+            theta,
+            belief,
+            prior,
+            weights,
+            k_range,
+            points,
+            sharp_degree,
+            max_frames,
+            n_sharpen,
+            tie_substrates,
+            rng,
+            clock,
+            say,
+        )
+    else:
+        law = _polynomial_rates(problem, decoder, theta)
+    pattern = decoder.polish(belief.pattern, belief.noise)
+    say(f"polished {int((pattern != belief.pattern).sum())} columns, {clock.spent():.1f} s")
+    belief = replace(
+        belief, pattern=pattern, shape=decoder.pattern_shape[np.arange(n_rxn), pattern]
+    )
+    size, inside = decoder.coefficients(pattern)
     noise = np.maximum(belief.noise, LOWEST * decoder.rms**2)
     k, _ = decoder.rate_constants(size.astype(float), belief.shape, noise)
     k = np.clip(k, *k_range)
@@ -228,7 +251,7 @@ def recover_stoichiometry(
 
     def rate(concentration: Array) -> Array:
         c = np.asarray(concentration, dtype=np.float64).T
-        return (k[:, None] * net.rates(c, decoder, shape)).T
+        return (k[:, None] * law(c, shape)).T
 
     sto_all = size * problem.sign_all
     s = np.zeros((n_met, n_rxn))
@@ -304,6 +327,61 @@ def _best_start(
     return best[1], best[2]
 
 
+RateFunctions = Callable[[Array, Array], Array]
+"""Concentrations ``(n_met, n_frame)`` and patterns ``(n_rxn,)`` to ``(n_rxn, n_frame)``."""
+
+
+def _polynomial_rates(
+    problem: RecoveryProblem, decoder: StoichiometryDecoder, theta: Array
+) -> RateFunctions:
+    def rates(c: Array, shape: Array) -> Array:
+        z = (c - problem.center) / problem.half_width
+        out = np.empty((problem.n_rxn, c.shape[1]))
+        for n, (members, _) in decoder.products.items():
+            product = decoder.poly.products(z, decoder.substrates[n])
+            coefficient = theta[decoder.poly.index[n]][shape[members]]
+            out[members] = np.einsum("jm,jmt->jt", coefficient, product)
+        return out
+
+    return rates
+
+
+def _with_networks(
+    problem: RecoveryProblem,
+    coarse: StoichiometryDecoder,
+    theta: Array,
+    belief: Belief,
+    prior: _Prior,
+    weights: list[Array],
+    k_range: tuple[float, float],
+    points: Collocation,
+    degree: Sequence[int],
+    max_frames: int,
+    n_round: int,
+    tie_substrates: bool,
+    rng: np.random.Generator,
+    clock: _Clock,
+    say: Log,
+) -> tuple[RateFunctions, StoichiometryDecoder, Belief, tuple[float, float]]:
+    """Fit two networks to the polynomial law, then sharpen them and the integers on the data."""
+    h, _ = coarse.law_normal_equations(belief)
+    away = prior.draws - theta
+    nearest = int(np.einsum("ij,jk,ik->i", away, h, away).argmin())
+    net = SharedRateNetwork(*networks_from([w[nearest] for w in weights]), points)
+    scale = float(prior.scale[nearest])
+    k_range = (k_range[0] / scale, k_range[1] / scale)
+    belief = replace(belief, mean=belief.mean / scale, var=belief.var / scale**2)
+    off = fit_to_theta(net, theta * scale, h / scale**2)
+    say(f"networks fitted to the polynomial law, distance {off:.0f}, {clock.spent():.1f} s")
+    fine = PolynomialLaw(problem.max_substrates, problem.max_coefficient, degree)
+    net = net.on(collocation(fine, problem.center, problem.half_width, rng))
+    frames = problem.frames(max_frames)
+    decoder = problem.decoder(fine, frames, tie_substrates)
+    c = problem.concentration[frames].T
+    belief = _sharpen(decoder, c, net, belief, k_range, n_round, clock, say)
+    return lambda c, shape: net.rates(c, decoder, shape), decoder, belief, k_range
+
+
 def _sharpen(
     decoder: StoichiometryDecoder,
     concentration: Array,
@@ -316,12 +394,15 @@ def _sharpen(
 ) -> Belief:
     """Decode with network rates and fit the networks, alternately."""
     level, damping, idle = 3e-5, 1e2, 0
-    value = np.inf
+    best = (np.inf, belief, net.weights)
     for it in range(n_round):
         decoder.set_rates(net.rates(concentration, decoder))
         before = belief.pattern
         belief = decoder.sweep(belief, level, k_range=k_range, n_pass=4)
         changed = int((belief.pattern != before).sum())
+        hard = decoder.hard_misfit(belief)
+        if hard < best[0]:
+            best = (hard, belief, net.weights)
         for _ in range(3):
             value = float(_misfit(belief, decoder).mean())
             metric = LawMetric((normal := decoder.law_normal_equations(belief))[0])
@@ -345,8 +426,8 @@ def _sharpen(
         relative = np.sqrt(belief.residual) / decoder.rms
         level = float(np.clip(0.3 * np.median(relative), 1e-7, level))
         say(
-            f"round {it + 1}: {changed} columns changed, {_summary(belief, decoder)}, "
-            f"{clock.spent():.1f} s"
+            f"round {it + 1}: {changed} columns changed, objective {hard:.2f}, "
+            f"{_summary(belief, decoder)}, {clock.spent():.1f} s"
         )
         idle = idle + 1 if changed == 0 and gain < 0.2 else 0
         if idle >= 3 or clock.over():

@@ -144,11 +144,11 @@ class Collocation:
 def collocation(
     poly: PolynomialLaw, center: float, half_width: float, rng: np.random.Generator
 ) -> Collocation:
-    """Random points of the box ``center ± 1.05 half_width``, twice as many as unknowns or more."""
+    """Random points of the box ``center ± 1.05 half_width``, twice as many as unknowns."""
     size, point, inverse = [], [], []
     for t, block in zip(poly.types, poly.block, strict=True):
         n, n_block = len(t), block.stop - block.start
-        n_point = max(24, 3 * n_block)
+        n_point = max(24, 2 * n_block)
         z = rng.uniform(-1.05, 1.05, (n_point, n))
         z *= np.where(rng.random((n_point, n)) < 0.15, 1.05 / np.maximum(np.abs(z), 1e-3), 1.0)
         z = np.clip(z, -1.05, 1.05)

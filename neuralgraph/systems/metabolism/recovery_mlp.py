@@ -27,7 +27,7 @@ Array = np.ndarray
 
 
 def networks_from(weights: Sequence[Array]) -> tuple[nn.Sequential, nn.Sequential]:
-    """``msg`` and ``rate`` networks, float64, from alternating weights ``(n_in, n_out)`` and biases."""
+    """``msg`` and ``rate`` networks, float64, from alternating weights and biases."""
     layers = []
     for w, b in zip(weights[::2], weights[1::2], strict=True):
         layer = nn.utils.skip_init(nn.Linear, *w.shape, dtype=torch.float64)
@@ -124,7 +124,7 @@ class SharedRateNetwork:
             ``(n_rxn, n_shape, n_frame)``; with ``shape`` given only these, ``(n_rxn, n_frame)``.
         """
         poly = decoder.poly
-        n_met, n_frame = concentration.shape
+        n_frame = concentration.shape[1]
         c = torch.from_numpy(np.ascontiguousarray(concentration))
         rate = self.net["rate"]
         first = rate[0] if isinstance(rate, nn.Sequential) else None
@@ -202,7 +202,7 @@ class LawMetric:
         return (self.vector.T @ g) / self.root
 
 
-def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 40) -> float:
+def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 80) -> float:
     """Fit the weights so that their ``theta`` equals the given one in the metric ``h``.
 
     Returns:
@@ -210,7 +210,7 @@ def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 4
     """
     metric = LawMetric(h)
     left = metric.whiten(theta - net.theta())
-    best, damping = float(left @ left), 1e2
+    best, damping, slow = float(left @ left), 1e2, 0
     for _ in range(n_step):
         step, start = metric.steps(net.theta_jacobian(), left), net.weights
         value = best
@@ -226,7 +226,8 @@ def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 4
             break
         gain = 1 - value / best
         best, left, damping = value, left_new, max(damping / 4, 1e-3)
-        if gain < 0.02 or best < 1.0:
+        slow = slow + 1 if gain < 0.02 else 0
+        if slow >= 4 or best < 1.0:
             break
     return best
 
@@ -404,11 +405,19 @@ def fit_rate_mlp(
     networks keep their parameter type; the arithmetic is float64.
 
     Args:
-        concentration, dx_dt: ``(n_frame, n_met)``, mM and mM min⁻¹.
-        met_sub, rxn_sub: Substrate edges; ``sto_sub`` their integers, >= 1.
-        met_all, rxn_all: All edges; ``sto_all`` their signed integers.
+        concentration: ``(n_frame, n_met)``, mM.
+        dx_dt: ``(n_frame, n_met)``, mM min⁻¹.
+        met_sub: Metabolite of each substrate edge.
+        rxn_sub: Reaction of each substrate edge.
+        met_all: Metabolite of each edge of S.
+        rxn_all: Reaction of each edge of S.
+        sto_sub: Coefficients inside the rate law, integers >= 1, ``(n_sub_edge,)``.
+        sto_all: Signed coefficients of S, ``(n_all_edge,)``.
         log_k: First guess of log10 k, ``(n_rxn,)``; its common scale does not matter.
-        msg_mlp: ``(*, 2) -> (*, n_message)``; ``rate_mlp``: ``(*, n_message) -> (*, 1)``.
+        msg_mlp: ``(*, 2) -> (*, n_message)``, features [c, |s|].
+        rate_mlp: ``(*, n_message) -> (*, 1)``.
+        n_met: Number of metabolites.
+        n_rxn: Number of reactions.
         rng: Source of the sampling points.
         degree: Of the polynomial law in products of 1, 2, 3 substrates.
         max_frames: Frames used, evenly spread.
