@@ -216,3 +216,33 @@ def test_show_config_and_help_answer_at_once(command):
     assert "name: linear_smoke" in shown and "coeff_L1" in shown
     text = command("train", "--help").stdout
     assert "+experiment=NAME" in text and "linear_smoke" in text
+
+
+def test_wandb_offline_keeps_config_scores_and_baselines(command, tmp_path, monkeypatch):
+    """Nothing is sent; the run is finished, and mirrors what the files hold."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    command("train", *SMALL, "loop.n_epochs=2", "logger=wandb", "hydra.run.dir=out")
+    (archive,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
+    content = archive.read_bytes()
+    for needle in (b"score/matrix_R2", b"trivial/matrix_R2", b"train/loss", b"linear_smoke"):
+        assert needle in content, needle
+    assert list((tmp_path / "out/wandb").glob("offline-run-*/files/media/images/figure/*.png"))
+
+
+def test_tensorboard(command, tmp_path):
+    command("train", *SMALL, "loop.n_epochs=2", "logger=tensorboard", "hydra.run.dir=out")
+    (events,) = (tmp_path / "out/tensorboard").glob("events.*")
+    assert b"score/matrix_R2" in events.read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["linear_smoke", "metabolism_s"])
+def test_the_same_command_on_a_gpu_agrees_with_the_cpu(command, tmp_path, name):
+    size = () if name == "linear_smoke" else ("simulator.n_met=20", "simulator.n_rxn=30")
+    for device in ("cpu", "cuda"):
+        command("train", f"+experiment={name}", *size, f"device={device}", f"hydra.run.dir={device}")
+    cards = [
+        json.loads((tmp_path / d / "scorecard.json").read_text())["metrics"] for d in ("cpu", "cuda")
+    ]
+    primary = {"linear_smoke": "matrix_R2", "metabolism_s": "exact_edges_identifiable"}[name]
+    assert cards[0][primary] == pytest.approx(cards[1][primary], abs=1e-3)

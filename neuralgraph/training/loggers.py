@@ -115,6 +115,8 @@ class WandbLogger(Logger):
         for name, value in scorecard.metrics.items():
             self.run.summary[f"score/{name}"] = value
             others = baselines.get(name) or {"": None}
+            if name in baselines:
+                self.run.summary[f"trivial/{name}"] = next(iter(baselines[name].values()))
             for label, other in others.items():
                 table.add_data(name, value, label, other)
                 if other is not None:
