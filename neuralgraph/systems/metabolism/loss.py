@@ -32,9 +32,9 @@ class MetabolismObjective:
     squared derivatives. A term whose coefficient is 0 is not evaluated, and terms of what is given
     (S, log_k) are left out.
 
-    The loop sets :attr:`epoch`; ``first_coeff_L1`` replaces ``coeff_S_L1`` while
-    ``epoch < n_epochs_init`` (two-phase training). ``inverse_variance`` weights are taken from the
-    training frames by :meth:`prepare`, once, before the first batch.
+    ``first_coeff_L1`` replaces ``coeff_S_L1`` while the loop says that it is in its first phase
+    (:meth:`set_first_phase`; ``n_epochs_init`` is the loop's). ``inverse_variance`` weights are
+    taken from the training frames by :meth:`prepare`, once, before the first batch.
 
     Args:
         loss: ``mse``, or ``l2_norm``: mean over frames of the un-squared Euclidean norm over
@@ -53,7 +53,7 @@ class MetabolismObjective:
         coeff_MLP_sub_norm: Of $(|f(1, 1)| - 1)^2$; 0 by construction for ``power_law``.
         coeff_k_floor: Of $\sum_j \mathrm{relu}(\theta - \texttt{log\_k}_j)^2$.
         k_floor_threshold: $\theta$, log10.
-        first_coeff_L1, n_epochs_init: See above.
+        first_coeff_L1: Of sum |S| in the first phase, in place of ``coeff_S_L1``.
 
     Raises:
         ConfigError: an unknown option or a negative coefficient.
@@ -78,7 +78,6 @@ class MetabolismObjective:
         coeff_k_floor: float = 0.0,
         k_floor_threshold: float = -3.0,
         first_coeff_L1: float = 0.0,
-        n_epochs_init: int = 0,
     ) -> None:
         for name, value, known in (
             ("loss", loss, LOSSES),
@@ -105,16 +104,15 @@ class MetabolismObjective:
         self.metabolite_weights = metabolite_weights
         self.integer_form = integer_form
         self.k_floor_threshold = float(k_floor_threshold)
-        self.n_epochs_init = int(n_epochs_init)
-        self.epoch = 0
+        self.is_first_phase = False
         self._variance: Tensor | None = None
         self._weight: Tensor | None = None
 
     # -- what the loop may set ------------------------------------------------------------------
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the objective where training stands (counted from 0)."""
-        self.epoch = int(epoch)
+    def set_first_phase(self, is_first: bool) -> None:
+        """Say whether training is in the first of two phases; it is not until a loop says so."""
+        self.is_first_phase = bool(is_first)
 
     def prepare(self, data: Any) -> None:
         """Take what the weights need from the training frames (``data.train.dx_dt``)."""
@@ -122,8 +120,8 @@ class MetabolismObjective:
         self._weight = None
 
     def coefficient(self, name: str) -> float:
-        """Coefficient in force at the present epoch."""
-        if name == "coeff_S_L1" and self.epoch < self.n_epochs_init:
+        """Coefficient in force in the present phase."""
+        if name == "coeff_S_L1" and self.is_first_phase:
             name = "first_coeff_L1"
         return self.coefficients[name]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from neuralgraph.core.errors import ConfigError, DataError
@@ -46,13 +47,13 @@ class Metabolism_Propagation(BipartitePropagation):
     so that no reaction could slow down, and $k$ and homeostasis come out distorted.
 
     What ``spec`` gives is fixed, as buffers that no optimiser can reach: ``sto_all``, ``sto_sub``,
-    ``log_k``. Where only signs are given (``sign_all``), ``sto_all`` is the sign times the softplus
-    of what the optimiser moves: the gradient never vanishes at a useful size (0.63 at 1, 0.86 at
-    2) and the sign cannot flip, where clamping would leave an edge stuck at 0. The attribute
-    ``sto_all`` reads as signed coefficients in every case (the state dict holds what is moved);
-    :meth:`set_stoichiometry` writes them. Where roles are not given, every
-    candidate edge may be a substrate, and its message is measured from |s| = 0, so that such an
-    edge leaves the rate untouched.
+    ``log_k``. Where only signs are given (``sign_all``), ``sto_all`` is the sign times the absolute
+    value of what the optimiser moves: its slope is +1 or -1 everywhere, at 0 too, so that no edge
+    gets stuck, and a coefficient that is pushed through 0 is reflected, so that no sign flips. The
+    attribute ``sto_all`` and the entry of that name in the state dict are the signed coefficients
+    themselves in every case; :meth:`set_stoichiometry` writes them. Where roles are not given,
+    every candidate edge may be a substrate, and its message is measured from |s| = 0, so that such
+    an edge leaves the rate untouched.
 
     External ``inputs`` act as ``spec.input_mode`` says: not at all (``none``), added to dc/dt
     (``additive``), or as the mean over a reaction's substrates or products, times its rate
@@ -305,7 +306,7 @@ class Metabolism_Propagation(BipartitePropagation):
         sign = None if spec.sign_all is None else spec.sign_all.to(torch.float32)
         self.register_buffer("sign_all", sign, persistent=False)
         # sto_all is stored under its own name and read through the property of that name, which
-        # applies the sign: hence the direct entries
+        # reflects it: hence the direct entries
         if spec.sto_all is not None:
             self._buffers["sto_all"] = spec.sto_all.clone()
         else:
@@ -313,7 +314,7 @@ class Metabolism_Propagation(BipartitePropagation):
             if sign is not None:
                 magnitude = scale * (0.5 + torch.rand(n_all, generator=generator))
                 start = torch.where(sign == 0, start, sign * magnitude)
-            self._parameters["sto_all"] = nn.Parameter(self._free(start))
+            self._parameters["sto_all"] = nn.Parameter(start)
         if spec.sto_sub is not None:
             self.register_buffer("sto_sub", spec.sto_sub.abs())
         elif self.order_input is not None:
@@ -333,12 +334,29 @@ class Metabolism_Propagation(BipartitePropagation):
     @property
     def sto_all(self) -> Tensor:
         """Signed net coefficient of each ``all`` edge, ``(n_all_edge,)``."""
-        free = self._parameters.get("sto_all")
-        if free is None:
+        moved = self._parameters.get("sto_all")
+        if moved is None:
             return cast(Tensor, self._buffers["sto_all"])
         if self.sign_all is None:
-            return free
-        return torch.where(self.sign_all == 0, free, self.sign_all * softplus(free))
+            return moved
+        return cast(Tensor, _Reflected.apply(moved, self.sign_all))
+
+    def train(self, mode: bool = True) -> Metabolism_Propagation:
+        """As in torch; also puts coefficients that were reflected on the side of their sign.
+
+        The state dict holds them there, and an epoch begins here: a run that is resumed from a
+        checkpoint and one that never stopped move the same numbers.
+        """
+        moved = self._parameters.get("sto_all")
+        if moved is not None:
+            with torch.no_grad():
+                moved.copy_(self.sto_all)
+        return super().train(mode)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.sign_all is not None and not self.is_stoichiometry_given and not keep_vars:
+            destination[prefix + "sto_all"] = self.sto_all.detach()
 
     def set_stoichiometry(
         self, *, sto_all: Tensor | None = None, sto_sub: Tensor | None = None
@@ -366,22 +384,20 @@ class Metabolism_Propagation(BipartitePropagation):
                 raise DataError(f"{name} must be ({edges.numel()},), got {tuple(value.shape)}")
             value = value.detach().to(target)
             with torch.no_grad():
-                target.copy_(self._free(value) if name == "sto_all" else value)
+                if name == "sto_all":
+                    self._refuse_wrong_sign(value)
+                target.copy_(value)
 
-    def _free(self, value: Tensor) -> Tensor:
-        """Free parameter of a signed coefficient: the inverse of what :attr:`sto_all` reads."""
+    def _refuse_wrong_sign(self, value: Tensor) -> None:
         if self.sign_all is None:
-            return value
-        magnitude = self.sign_all * value
-        if bool(((self.sign_all != 0) & (magnitude < 0)).any()):
-            edge = int(((self.sign_all != 0) & (magnitude < 0)).nonzero()[0])
+            return
+        wrong = (self.sign_all * value < 0).nonzero()
+        if wrong.numel():
+            edge = int(wrong[0])
             raise DataError(
                 f"sto_all has {float(value[edge]):g} at edge {edge}, whose known sign is "
                 f"{int(self.sign_all[edge]):+d}: signs are given, only magnitudes can be set"
             )
-        magnitude = magnitude.clamp_min(1e-4)
-        inverse = magnitude + torch.log(-torch.expm1(-magnitude))
-        return torch.where(self.sign_all == 0, value, inverse)
 
     def matrix(self) -> Tensor:
         """Dense stoichiometric matrix, ``(n_met, n_rxn)``."""
@@ -548,6 +564,25 @@ class Metabolism_Propagation(BipartitePropagation):
         index = self.rxn_sub.unsqueeze(1).expand(-1, v.shape[1])
         ones = torch.ones_like(v)
         return v * ones.scatter_reduce(0, index, available[self.met_sub], reduce="amin")
+
+
+class _Reflected(torch.autograd.Function):
+    """sign * |x| where the sign is known, x elsewhere; the slope at 0 is that from the right side.
+
+    torch's own derivative of |x| at 0 is 0, which would hold an edge there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, moved: Tensor, sign: Tensor) -> Tensor:
+        is_wrong = sign * moved < 0
+        ctx.save_for_backward(is_wrong)
+        return torch.where(is_wrong, -moved, moved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (is_wrong,) = ctx.saved_tensors
+        return torch.where(is_wrong, -grads[0], grads[0]), None
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

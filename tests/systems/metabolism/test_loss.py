@@ -178,11 +178,13 @@ def test_terms_of_what_is_given_are_left_out() -> None:
     assert list(objective(model, batch_of()).values) == ["loss"]
 
 
-def test_first_coefficient_holds_until_n_epochs_init() -> None:
-    objective = MetabolismObjective(coeff_S_L1=2.0, first_coeff_L1=0.0, n_epochs_init=3)
+def test_first_coefficient_holds_in_the_first_phase() -> None:
+    objective = MetabolismObjective(coeff_S_L1=2.0, first_coeff_L1=0.5)
     model, batch = model_of(), batch_of()
-    assert "coeff_S_L1" not in objective(model, batch).values
-    objective.set_epoch(3)
+    assert objective(model, batch).weights["coeff_S_L1"] == 2.0
+    objective.set_first_phase(True)
+    assert objective(model, batch).weights["coeff_S_L1"] == 0.5
+    objective.set_first_phase(False)
     assert objective(model, batch).weights["coeff_S_L1"] == 2.0
 
 

@@ -271,6 +271,25 @@ def test_known_signs_hold_through_training() -> None:
     assert bool((model.sto_all * network.sto_all >= 0).all())
 
 
+def test_state_dict_holds_the_signed_coefficients() -> None:
+    network = edges()
+    model = build(spec_of(network, given=False))
+    model.set_stoichiometry(sto_all=network.sto_all)
+    assert torch.equal(model.state_dict()["sto_all"], network.sto_all.double())
+    moved = model._parameters["sto_all"]
+    assert moved is not None
+    with torch.no_grad():
+        moved[0] = 0.25  # of known sign -1: pushed through 0
+        moved[1] = 0.0
+    assert float(model.sto_all[0].detach()) == -0.25
+    assert torch.equal(model.state_dict()["sto_all"], model.sto_all.detach())
+    model.sto_all.sum().backward()
+    assert moved.grad is not None
+    assert moved.grad[:2].tolist() == [-1.0, 1.0]  # an edge at 0 is not held there
+    model.train()
+    assert float(moved[0].detach()) == -0.25
+
+
 def test_unknown_sign_among_known_ones_is_free() -> None:
     network = edges()
     sign = network.sto_all.sign()
