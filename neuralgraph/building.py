@@ -63,9 +63,7 @@ def _check_node(node: Mapping[str, Any], group: str, supplied: tuple[str, ...]) 
     for key in keys:
         if key not in signature.parameters and not takes_any:
             known = [n for n in signature.parameters if n not in (*supplied, "self")]
-            raise ConfigError(
-                f"{group}.{key} is unknown to {target}: {nearest(str(key), known)}"
-            )
+            raise ConfigError(f"{group}.{key} is unknown to {target}: {nearest(str(key), known)}")
     for name in supplied:
         if name not in signature.parameters and is_strict:
             raise ConfigError(

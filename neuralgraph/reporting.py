@@ -57,9 +57,7 @@ def render(
         recording=recording,
         design={k: v for k, v in recording.provenance.items() if not isinstance(v, (dict, list))},
         warnings=recording.provenance.get("warnings", []),
-        figures=[
-            {"src": _inline(f.path), "title": f.title, "caption": f.caption} for f in figures
-        ],
+        figures=[{"src": _inline(f.path), "title": f.title, "caption": f.caption} for f in figures],
         identifiability=_table(scorecard.facts.get("identifiability")),
         origin=origin,
     )

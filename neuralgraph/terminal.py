@@ -27,12 +27,16 @@ def shown(path: Path) -> str:
 def print_start(config: Mapping[str, Any], folder: Path, *, resumed: bool) -> None:
     """Name, seed, prior and folder."""
     verb = "resuming" if resumed else "running"
-    console.print(f"[bold]{config['name']}[/bold]  {verb} in {shown(folder)}  seed {config['seed']}")
+    console.print(
+        f"[bold]{config['name']}[/bold]  {verb} in {shown(folder)}  seed {config['seed']}"
+    )
     if config["question"]:
         console.print(f"[dim]{config['question'].strip()}[/dim]")
     given = [name for name, flag in config["prior"].items() if flag]
     hidden = [name for name, flag in config["prior"].items() if not flag]
-    console.print(f"given: {', '.join(given) or 'nothing'}   to be found: {', '.join(hidden) or '-'}")
+    console.print(
+        f"given: {', '.join(given) or 'nothing'}   to be found: {', '.join(hidden) or '-'}"
+    )
 
 
 def print_result(scorecard: Scorecard, folder: Path) -> None:

@@ -29,7 +29,7 @@ def experiment_facts(name: str) -> tuple[str, list[str], list[str]]:
 
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
         cfg = compose("train", [f"+experiment={name}"])
-    space = OmegaConf.to_container(cfg.search_space) if cfg.search_space else {}
+    space: Any = OmegaConf.to_container(cfg.search_space) if cfg.search_space else {}
     terms = [str(key) for key in cfg.loss if str(key).startswith("coeff_")]
     return cfg.evaluation.primary_metric, [str(key) for key in space], terms
 
@@ -44,6 +44,7 @@ def build(entity: str, project: str, experiment: str) -> Any:
     """The workspace object."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 
     primary, searched, terms = experiment_facts(experiment)
     scores = list(dict.fromkeys([primary, *expected_metrics(experiment)]))
@@ -54,8 +55,8 @@ def build(entity: str, project: str, experiment: str) -> Any:
         )
         for name in scores
     ]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=f"c::{key}") for key in searched]
-    columns.append(wr.ParallelCoordinatesPlotColumn(metric=f"score/{primary}"))
+    columns = [ParallelCoordinatesPlotColumn(metric=f"c::{key}") for key in searched]
+    columns.append(ParallelCoordinatesPlotColumn(metric=f"score/{primary}"))
     return ws.Workspace(
         name=f"neuralgraph · {experiment}",
         entity=entity,
@@ -92,7 +93,7 @@ def build(entity: str, project: str, experiment: str) -> Any:
 
 def main() -> None:
     """Parse, build, save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entity", default="", help="your user or team")
     parser.add_argument("--project", default="neuralgraph")
     parser.add_argument("--experiment", default="metabolism_s")
@@ -109,7 +110,8 @@ def main() -> None:
             section.name: [type(panel).__name__ for panel in section.panels]
             for section in workspace.sections
         }
-        print(yaml.safe_dump({workspace.name: outline}, allow_unicode=True, sort_keys=False), end="")
+        text = yaml.safe_dump({workspace.name: outline}, allow_unicode=True, sort_keys=False)
+        print(text, end="")
         return
     workspace.save()
     print(workspace.url)

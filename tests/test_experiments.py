@@ -61,7 +61,11 @@ def test_an_experiment_builds_and_names_how_it_is_judged(composed, name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs_to_a_report_with_a_smoke_budget(inside, tmp_path, name):
     status, message = inside(
-        "train", f"+experiment={name}", "budget=smoke", "hydra.run.dir=out", "trainer.progress=false"
+        "train",
+        f"+experiment={name}",
+        "budget=smoke",
+        "hydra.run.dir=out",
+        "trainer.progress=false",
     )
     if status and "NEURALGRAPH_DATA" in message:
         pytest.skip(message)

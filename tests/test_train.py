@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("+experiment=linear_smoke", "simulator.n_var=5", "simulator.n_run=6", "trainer.progress=false")
+SMALL = (
+    "+experiment=linear_smoke",
+    "simulator.n_var=5",
+    "simulator.n_run=6",
+    "trainer.progress=false",
+)
 
 EXPECTED = (
     "scorecard.json", "analysis.log", "metrics.jsonl", "metrics.csv", "config.yaml",
@@ -36,7 +41,7 @@ def test_a_run_leaves_everything_it_promises(command, tmp_path):
     origin = json.loads((out / "provenance.json").read_text())
     assert origin["versions"]["torch"] and "+experiment=linear_smoke" in origin["command"]
     html = (out / "report.html").read_text()
-    assert "data:image/png;base64" in html and "src=\"http" not in html
+    assert "data:image/png;base64" in html and 'src="http' not in html
     assert "matrix_R2" in done.stdout and "report" in done.stdout
 
     again = command("train", *SMALL, "loop.n_epochs=10", "hydra.run.dir=out", check=False)
@@ -205,7 +210,9 @@ def test_a_users_own_config_folder_and_loop(command, tmp_path):
     (tmp_path / "mine/loop/slow.yaml").write_text(
         "_target_: my_loops.slow\n_partial_: true\nn_epochs: 2\n"
     )
-    done = command("train", "--config-dir", "mine", "+experiment=own", "loop=slow", "hydra.run.dir=o")
+    done = command(
+        "train", "--config-dir", "mine", "+experiment=own", "loop=slow", "hydra.run.dir=o"
+    )
     assert "own" in done.stdout
     row = json.loads((tmp_path / "o/metrics.jsonl").read_text().splitlines()[0])
     assert row["phase"] == "mine"
@@ -240,9 +247,12 @@ def test_tensorboard(command, tmp_path):
 def test_the_same_command_on_a_gpu_agrees_with_the_cpu(command, tmp_path, name):
     size = () if name == "linear_smoke" else ("simulator.n_met=20", "simulator.n_rxn=30")
     for device in ("cpu", "cuda"):
-        command("train", f"+experiment={name}", *size, f"device={device}", f"hydra.run.dir={device}")
+        command(
+            "train", f"+experiment={name}", *size, f"device={device}", f"hydra.run.dir={device}"
+        )
     cards = [
-        json.loads((tmp_path / d / "scorecard.json").read_text())["metrics"] for d in ("cpu", "cuda")
+        json.loads((tmp_path / d / "scorecard.json").read_text())["metrics"]
+        for d in ("cpu", "cuda")
     ]
     primary = {"linear_smoke": "matrix_R2", "metabolism_s": "exact_edges_identifiable"}[name]
     assert cards[0][primary] == pytest.approx(cards[1][primary], abs=1e-3)

@@ -229,7 +229,9 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "touched"), "w"))
 
-    torch.save({"kind": "checkpoint", "format": 1, "x": Evil()}, tmp_path / "evil.pt", pickle_module=pickle)
+    torch.save(
+        {"kind": "checkpoint", "format": 1, "x": Evil()}, tmp_path / "evil.pt", pickle_module=pickle
+    )
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "touched").exists()

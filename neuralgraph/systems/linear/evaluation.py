@@ -125,4 +125,3 @@ def _identifiable_fraction(data: LinearData) -> float:
         values = torch.linalg.svdvals(regressors)
         determined += int((values > 1e-8 * values[0]).sum()) == regressors.shape[1]
     return determined / n
-

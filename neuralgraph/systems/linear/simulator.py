@@ -44,9 +44,7 @@ class LinearNetwork:
         measurement_noise: float,
     ) -> None:
         if n_edge_per_var >= n_var:
-            raise ConfigError(
-                f"n_edge_per_var must be below n_var = {n_var}, got {n_edge_per_var}"
-            )
+            raise ConfigError(f"n_edge_per_var must be below n_var = {n_var}, got {n_edge_per_var}")
         if min(n_var, n_run, n_time) < 1 or dt <= 0 or slowest_rate <= 0:
             raise ConfigError("n_var, n_run, n_time, dt and slowest_rate must be positive")
         self.n_var = n_var
@@ -70,7 +68,9 @@ class LinearNetwork:
         state = torch.einsum("tij,rj->rti", flow, start)
         dx_dt: Tensor | None = state @ matrix.T
         if self.measurement_noise > 0:
-            noise = torch.randn(state.shape, dtype=state.dtype, generator=torch_generator(seed, "noise"))
+            noise = torch.randn(
+                state.shape, dtype=state.dtype, generator=torch_generator(seed, "noise")
+            )
             state = state + self.measurement_noise * noise
             dx_dt = None
         is_test = torch.zeros(n_run, dtype=torch.bool)

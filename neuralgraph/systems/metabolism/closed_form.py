@@ -113,9 +113,7 @@ def start_from_support(
         return float(torch.log(residual[residual > 0] + 1e-12).mean())
 
     power = golden_section(score, *powers, n_steps=n_steps)
-    product, deviation, residual = solve_rows(
-        rates(power), target, met_all, rxn_all, sign_all
-    )
+    product, deviation, residual = solve_rows(rates(power), target, met_all, rxn_all, sign_all)
     coefficient, k = integer_columns(
         product, deviation, rxn_all, n_rxn=n_rxn, max_coefficient=max_coefficient
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
 from neuralgraph.core.errors import ConfigError
@@ -84,8 +87,6 @@ def _descend(
     batch_size: int,
 ) -> None:
     """Gradient phase with a cosine decay; the parameters with the lowest loss are kept."""
-    import math
-
     session.store.setdefault("best", _snapshot(session, _loss(session)))
     clip = _clip(session.model, clip_S)
     with session.phase("gradient", train=rates, clip=clip) as phase:
@@ -209,7 +210,7 @@ def _loss(session: Session) -> float:
         return float(session.objective(session.model, batch).total)
 
 
-def _snapshot(session: Session, loss: float) -> dict[str, object]:
+def _snapshot(session: Session, loss: float) -> dict[str, Any]:
     state = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
     return {"loss": loss, "model": state}
 

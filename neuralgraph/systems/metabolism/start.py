@@ -13,6 +13,7 @@ from neuralgraph.systems.metabolism.closed_form import (
     start_from_stoichiometry,
     start_from_support,
 )
+from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.training.session import Session
 
@@ -33,8 +34,9 @@ def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, .
     Raises:
         ConfigError: a case without a closed form; the message says what to use instead.
     """
-    model, spec = session.model, session.data.spec
-    assert isinstance(model, Metabolism_Propagation)
+    model, data = session.model, session.data
+    assert isinstance(model, Metabolism_Propagation) and isinstance(data, MetabolismData)
+    spec = data.spec
     has_graph = spec.has_roles and (spec.sign_all is not None or spec.sto_all is not None)
     if not has_graph:
         raise ConfigError(
@@ -52,35 +54,38 @@ def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, .
                 "kinetics=learned_rate with given S has no closed-form start: use "
                 "loop.start=random or loop=metabolism_adam"
             )
-        _decode_integers(session, model, max_coefficient)
+        _decode_integers(session, model, data, max_coefficient)
         return ("sto_sub", "sto_all")
     if model.aggregation != "multiply" or model.is_softplus:
         raise ConfigError(
             "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false"
         )
-    return _solve_mass_action(session, model, max_coefficient)
+    return _solve_mass_action(session, model, data, max_coefficient)
 
 
 def _decode_integers(
-    session: Session, model: Metabolism_Propagation, max_coefficient: int
+    session: Session, model: Metabolism_Propagation, data: MetabolismData, max_coefficient: int
 ) -> None:
     from neuralgraph.systems.metabolism.recovery import recover_stoichiometry
     from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
 
-    spec = session.data.spec
-    batch = session.data.train
-    c = batch.concentration.detach().double().cpu().numpy()
-    dx_dt = batch.dx_dt.detach().double().cpu().numpy()
-    graph = [
-        getattr(model, name).cpu().numpy() for name in ("met_sub", "rxn_sub", "met_all", "rxn_all")
-    ]
+    spec, batch = data.spec, data.train
+    assert batch.dx_dt is not None and spec.sign_all is not None
+    sign_all = spec.sign_all.cpu().numpy()
+    c = batch.concentration.double().cpu().numpy()
+    dx_dt = batch.dx_dt.double().cpu().numpy()
+    met_sub, rxn_sub = model.met_sub.cpu().numpy(), model.rxn_sub.cpu().numpy()
+    met_all, rxn_all = model.met_all.cpu().numpy(), model.rxn_all.cpu().numpy()
     with session.phase("integer decoding", train={}) as phase:
         for _ in phase.epochs(1):
             found = recover_stoichiometry(
                 c,
                 dx_dt,
-                *graph,
-                spec.sign_all.cpu().numpy(),
+                met_sub,
+                rxn_sub,
+                met_all,
+                rxn_all,
+                sign_all,
                 n_met=spec.n_met,
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "integer decoding"),
@@ -97,7 +102,10 @@ def _decode_integers(
             fit = fit_rate_mlp(
                 c,
                 dx_dt,
-                *graph,
+                met_sub,
+                rxn_sub,
+                met_all,
+                rxn_all,
                 sto_sub=session.store["sto_sub"].numpy(),
                 sto_all=session.store["sto_all"].numpy(),
                 log_k=model.log_k.detach().double().cpu().numpy(),
@@ -123,49 +131,49 @@ def _plain(mlp: MLP) -> nn.Sequential:
             layers.append(copy)
         else:
             layers.append(layer)
+    first = layers[0]
+    assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        layers[0].weight.mul_(mlp.input_scale)  # type: ignore[operator]
+        first.weight.mul_(mlp.input_scale)
     return nn.Sequential(*layers)
 
 
 def _take_back(mlp: MLP, plain: nn.Sequential) -> None:
     with torch.no_grad():
         for own, other in zip(mlp, plain, strict=True):
-            if isinstance(own, nn.Linear):
-                own.weight.copy_(other.weight)
-                own.bias.copy_(other.bias)
-        mlp[0].weight.div_(mlp.input_scale)  # type: ignore[operator]
+            own.load_state_dict(other.state_dict())
+        first = mlp[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.div_(mlp.input_scale)
 
 
 def _solve_mass_action(
-    session: Session, model: Metabolism_Propagation, max_coefficient: int
+    session: Session, model: Metabolism_Propagation, data: MetabolismData, max_coefficient: int
 ) -> tuple[str, ...]:
-    spec = session.data.spec
-    batch = session.data.train
-    c, dx_dt = batch.concentration.detach().cpu(), batch.dx_dt.detach().cpu()
-    graph = [getattr(model, name).cpu() for name in ("met_sub", "rxn_sub")]
-    net = [getattr(model, name).cpu() for name in ("met_all", "rxn_all")]
-    is_given = spec.sto_all is not None
+    spec, batch = data.spec, data.train
+    assert batch.dx_dt is not None
     order = spec.sto_sub if spec.sto_sub is not None else spec.order_sub
     if order is None:
         order = torch.ones(model.met_sub.shape)
+    frames = (batch.concentration.cpu(), batch.dx_dt.cpu())
+    substrates = (model.met_sub.cpu(), model.rxn_sub.cpu(), order.cpu())
+    net = (model.met_all.cpu(), model.rxn_all.cpu())
     with session.phase("least squares", train={}) as phase:
         for _ in phase.epochs(1):
-            if is_given:
+            if spec.sto_all is not None:
                 start = start_from_stoichiometry(
-                    c, dx_dt, *graph, order.cpu(), *net, spec.sto_all.cpu(),
+                    *frames, *substrates, *net, spec.sto_all.cpu(),
                     n_rxn=spec.n_rxn, homeostasis=model.has_homeostasis,
                 )  # fmt: skip
             else:
+                assert spec.sign_all is not None
                 start = start_from_support(
-                    c, dx_dt, *graph, order.cpu(), *net, spec.sign_all.cpu(),
+                    *frames, *substrates, *net, spec.sign_all.cpu(),
                     n_rxn=spec.n_rxn, max_coefficient=max_coefficient,
                 )  # fmt: skip
             _assign_mass_action(model, start, order)
-            session.log(
-                power=float(start.power), median_residual=float(start.residual.median())
-            )
-    return () if is_given else ("sto_sub", "sto_all")
+            session.log(power=float(start.power), median_residual=float(start.residual.median()))
+    return () if spec.sto_all is not None else ("sto_sub", "sto_all")
 
 
 def _assign_mass_action(
