@@ -13,6 +13,8 @@ from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.terminal import number
 
 TABLE_ROWS_SHOWN = 40
+VERDICTS = ("class", "class_document", "diagnosis", "degeneracy", "note")
+"""Facts shown at the top of the report; other sentences stand below the scores."""
 
 
 def render(
@@ -43,19 +45,28 @@ def render(
     )
     import yaml
 
+    rows = result_rows(scorecard)
+    primary = scorecard.provenance["primary_metric"]
+    words = {k: v for k, v in scorecard.facts.items() if isinstance(v, str)}
     file = folder / "provenance.json"
     origin = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return environment.get_template("report.html").render(
         config=config,
         settings=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         card=scorecard,
-        primary=scorecard.provenance["primary_metric"],
-        rows=result_rows(scorecard),
-        verdicts={k: v for k, v in scorecard.facts.items() if isinstance(v, str)},
+        primary=primary,
+        rows=rows,
+        headline=next((r for r in rows if r["name"] == primary), None),
+        verdicts={k: words[k] for k in VERDICTS if k in words},
+        notes={k: v for k, v in words.items() if k not in VERDICTS},
         given=[name for name, flag in config["prior"].items() if flag],
         hidden=[name for name, flag in config["prior"].items() if not flag],
         recording=recording,
-        design={k: v for k, v in recording.provenance.items() if not isinstance(v, (dict, list))},
+        design={
+            key: _cell(value)
+            for key, value in recording.provenance.items()
+            if not isinstance(value, (dict, list))
+        },
         warnings=recording.provenance.get("warnings", []),
         figures=[{"src": _inline(f.path), "title": f.title, "caption": f.caption} for f in figures],
         identifiability=_table(scorecard.facts.get("identifiability")),
