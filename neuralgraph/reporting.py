@@ -13,6 +13,7 @@ from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.terminal import number
 
 TABLE_ROWS_SHOWN = 40
+DOTS_PER_INCH, PIXELS_PER_INCH = 160, 116
 VERDICTS = ("class", "class_document", "diagnosis", "degeneracy", "note")
 """Facts shown at the top of the report; other sentences stand below the scores."""
 
@@ -103,6 +104,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
     return "" if value is None else str(value)
+
+
+def _width(path: Path) -> int:
+    """Width on the page in CSS pixels: the same scale for every figure."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return round(image.width / DOTS_PER_INCH * PIXELS_PER_INCH)
 
 
 def _inline(path: Path) -> str:
