@@ -115,6 +115,11 @@ def checked_problem(
         raise DataError(
             f"at least {MIN_FRAMES} frames are needed, got {len(c)}: simulate more or longer runs"
         )
+    if c.std(0).max(initial=0.0) <= 1e-9 * np.abs(c).max(initial=0.0):
+        raise DataError(
+            "the concentrations are the same in every frame, so nothing about the rates can be "
+            "learned: use several initial conditions"
+        )
     if max_coefficient < 1:
         raise DataError(f"max_coefficient must be at least 1, got {max_coefficient}")
     edges = {

@@ -232,7 +232,7 @@ class StoichiometryDecoder:
         prior = np.where(self.row_used, mean[self.row_edge], 0.0)
         a = self._rr / noise[:, None, None]
         k = np.arange(self.n_slot)
-        a[:, k, k] += weight
+        a[:, k, k] = a[:, k, k] * (1 + 1e-14) + weight
         cov = np.linalg.inv(a)
         return np.einsum("ijk,ik->ij", cov, self._ry / noise[:, None] + weight * prior), cov
 
@@ -264,7 +264,8 @@ class StoichiometryDecoder:
     def _rate_constant(self, a: Array, b: Array, k_range: tuple[float, float]):
         """Laplace evidence of exp(b k - a k²/2) under a broad prior on log k."""
         a = np.maximum(a, 1e-300)
-        k = np.clip(b / a, *k_range)
+        with np.errstate(over="ignore"):  # an undetermined k meets its bound
+            k = np.clip(b / a, *k_range)
         sharp = a * k * k
         score = b * k - 0.5 * sharp - 0.5 * np.log1p(2.0 * sharp)
         return k, score, k * k / (sharp + 0.5)
@@ -408,13 +409,13 @@ class StoichiometryDecoder:
             gain = np.zeros(self.n_rxn)
             choice = pattern.copy()
             inverse, b = self._joint_inverse(s, flat, w)
-            for j in every:
-                choice[j], gain[j] = self._best_column(j, s, flat, w, inverse, b, pattern[j])
+            for j in range(self.n_rxn):
+                choice[j], gain[j] = self._best_column(j, s, flat, w, inverse, b, int(pattern[j]))
             moved = 0
-            for j in np.argsort(-gain, kind="stable"):
+            for j in np.argsort(-gain, kind="stable").tolist():
                 if gain[j] <= 0.15 * self.n_frame:
                     break
-                new, better = self._best_column(j, s, flat, w, inverse, b, pattern[j])
+                new, better = self._best_column(j, s, flat, w, inverse, b, int(pattern[j]))
                 if new == pattern[j] or better <= 0.15 * self.n_frame:
                     continue
                 moved += 1
@@ -454,7 +455,10 @@ class StoichiometryDecoder:
         carried = cross @ rest
         a = (weighted * x).sum(1) * self.gram[code, code] - (carried * cross).sum(1)
         r = (weighted * self.flat_y[np.ix_(code, rows)]).sum(1) - carried @ left
-        score = np.where(r > 0, 0.5 * r * r / np.maximum(a, 1e-300), 0.0)
+        # a column that the others can replace earns nothing
+        own = (weighted * x).sum(1) * self.gram[code, code]
+        fresh = (r > 0) & (a > 1e-9 * own)
+        score = np.where(fresh, 0.5 * r * r / np.where(fresh, a, 1.0), 0.0)
         new = int(score.argmax())
         return new, float(score[new] - score[now])
 
@@ -475,7 +479,8 @@ class StoichiometryDecoder:
             j, s = self.rxn[e], self.column_slot[e]
             differs = self.pattern[j, :, s] != self.pattern[j, pattern[j], s]
             out[e] = best[j] - score[j, differs].max(initial=-np.inf)
-        return out
+        # polished columns may be second best for the messages: undecided
+        return np.maximum(out, 0.0)
 
     def rate_constants(self, size: Array, shape: Array, noise: Array) -> tuple[Array, Array]:
         """Least-squares k for fixed integers, and the row residuals (mean squares)."""

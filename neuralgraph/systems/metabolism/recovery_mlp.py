@@ -32,8 +32,8 @@ def networks_from(weights: Sequence[Array]) -> tuple[nn.Sequential, nn.Sequentia
     for w, b in zip(weights[::2], weights[1::2], strict=True):
         layer = nn.utils.skip_init(nn.Linear, *w.shape, dtype=torch.float64)
         with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(w.T))
-            layer.bias.copy_(torch.from_numpy(b.reshape(-1)))
+            for p, value in zip(layer.parameters(), (w.T, b.reshape(-1)), strict=True):
+                p.copy_(torch.from_numpy(value))
         layers.append(layer)
     msg = nn.Sequential(layers[0], nn.Tanh(), layers[1])
     return msg, nn.Sequential(layers[2], nn.Tanh(), layers[3])
@@ -128,7 +128,7 @@ class SharedRateNetwork:
         c = torch.from_numpy(np.ascontiguousarray(concentration))
         rate = self.net["rate"]
         first = rate[0] if isinstance(rate, nn.Sequential) else None
-        if isinstance(first, nn.Linear):
+        if isinstance(rate, nn.Sequential) and isinstance(first, nn.Linear):
             # the first layer is linear: apply it per metabolite, sum over substrates afterwards
             tail: nn.Module = rate[1:]
             weight, bias = first.weight.T, first.bias
@@ -323,7 +323,8 @@ def fit_networks(
         k = np.where(k_new > 0.2 * k, k_new, k)
         relative = np.sqrt((left**2).mean(1)) / decoder.rms
         weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + np.median(relative) ** 2)), 0)
-    h, _ = fixed.normal(rate, k, decoder.y - fixed.s @ (k[:, None] * rate), weight)
+    # k held: the metric then keeps the scales between the types, which the data alone leave free
+    h, _ = fixed.normal(ones, k, decoder.y, weight)
     start = net.theta()
     common = decoder.poly.constant
     used = np.isin(np.arange(len(common)), _used_types(decoder, shape))
