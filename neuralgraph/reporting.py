@@ -69,7 +69,15 @@ def render(
             if not isinstance(value, (dict, list))
         },
         warnings=recording.provenance.get("warnings", []),
-        figures=[{"src": _inline(f.path), "title": f.title, "caption": f.caption} for f in figures],
+        figures=[
+            {
+                "src": _inline(f.path),
+                "title": f.title,
+                "caption": f.caption,
+                "width": _width(f.path),
+            }
+            for f in figures
+        ],
         identifiability=_table(scorecard.facts.get("identifiability")),
         origin=origin,
     )
