@@ -218,51 +218,42 @@ def recover_stoichiometry(
     decoder.set_rates(decoder.polynomial_rates(theta))
     say(f"annealed: {_summary(belief, decoder)}, {clock.spent():.1f} s")
 
+    outcomes = [(_polynomial_rates(problem, decoder, theta), decoder, belief, k_range)]
     if n_sharpen > 0 and not clock.over():
-        law, decoder, belief, k_range = _with_networks(
-            problem,
-            decoder,
-            theta,
-            belief,
-            prior,
-            weights,
-            k_range,
-            points,
-            sharp_degree,
-            max_frames,
-            n_sharpen,
-            tie_substrates,
-            rng,
-            clock,
-            say,
+        outcomes.append(
+            _with_networks(
+                problem,
+                decoder,
+                theta,
+                belief,
+                prior,
+                weights,
+                k_range,
+                points,
+                sharp_degree,
+                max_frames,
+                n_sharpen,
+                tie_substrates,
+                rng,
+                clock,
+                say,
+            )
         )
-    else:
-        law = _polynomial_rates(problem, decoder, theta)
-    pattern = decoder.polish(belief.pattern, belief.noise)
-    say(f"polished {int((pattern != belief.pattern).sum())} columns, {clock.spent():.1f} s")
-    belief = replace(
-        belief, pattern=pattern, shape=decoder.pattern_shape[np.arange(n_rxn), pattern]
-    )
-    size, inside = decoder.coefficients(pattern)
-    noise = np.maximum(belief.noise, LOWEST * decoder.rms**2)
-    k, _ = decoder.rate_constants(size.astype(float), belief.shape, noise)
-    k = np.clip(k, *k_range)
-    shape = belief.shape
+    finished = [_finish(problem, *outcome, say) for outcome in outcomes]
+    decoder = outcomes[chosen := int(np.argmin([f.objective for f in finished]))][1]
+    best = finished[chosen]
+    law, belief, k, size, relative = best.law, best.belief, best.k, best.size, best.relative
+    shape, pattern, objective = belief.shape, belief.pattern, best.objective
+    _, inside = decoder.coefficients(pattern)
 
     def rate(concentration: Array) -> Array:
         c = np.asarray(concentration, dtype=np.float64).T
         return (k[:, None] * law(c, shape)).T
 
     sto_all = size * problem.sign_all
-    s = np.zeros((n_met, n_rxn))
-    s[problem.met_all, problem.rxn_all] = sto_all
-    left = problem.dx_dt - rate(problem.concentration) @ s.T
-    rms = np.sqrt((problem.dx_dt**2).mean(0))
-    relative = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
     sto_sub = np.zeros(len(problem.met_sub), dtype=np.int64)
     for edges, values in zip(decoder.sub_edges, inside, strict=True):
         sto_sub[edges] = values
-    objective = float(np.mean(np.log(relative**2 + LOWEST)))
     say(f"done: median row residual {np.median(relative):.1e}, {clock.spent():.1f} s")
     return Recovered(
         sto_sub=sto_sub,
@@ -274,6 +265,43 @@ def recover_stoichiometry(
         confidence=decoder.confidence(belief.score, belief.pattern),
         seconds=clock.spent(),
     )
+
+
+@dataclass(frozen=True)
+class _Finished:
+    law: RateFunctions
+    belief: Belief
+    k: Array
+    size: Array
+    relative: Array
+    objective: float
+
+
+def _finish(
+    problem: RecoveryProblem,
+    law: RateFunctions,
+    decoder: StoichiometryDecoder,
+    belief: Belief,
+    k_range: tuple[float, float],
+    say: Log,
+) -> _Finished:
+    """Polish the columns, solve for k and measure the residual on all frames."""
+    pattern = decoder.polish(belief.pattern, belief.noise)
+    changed = int((pattern != belief.pattern).sum())
+    shape = decoder.pattern_shape[np.arange(problem.n_rxn), pattern]
+    belief = replace(belief, pattern=pattern, shape=shape)
+    size, _ = decoder.coefficients(pattern)
+    noise = np.maximum(belief.noise, LOWEST * decoder.rms**2)
+    k, _ = decoder.rate_constants(size.astype(float), shape, noise)
+    k = np.clip(k, *k_range)
+    s = np.zeros((problem.n_met, problem.n_rxn))
+    s[problem.met_all, problem.rxn_all] = size * problem.sign_all
+    left = problem.dx_dt.T - s @ (k[:, None] * law(problem.concentration.T, shape))
+    rms = np.sqrt((problem.dx_dt**2).mean(0))
+    relative = np.sqrt((left**2).mean(1)) / np.where(rms > 0, rms, 1.0)
+    objective = float(np.mean(np.log(relative**2 + LOWEST)))
+    say(f"polished {changed} columns, objective {objective:.2f}")
+    return _Finished(law, belief, k, size, relative, objective)
 
 
 @dataclass(frozen=True)
