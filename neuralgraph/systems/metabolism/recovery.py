@@ -15,7 +15,6 @@ $f$ shared by all reactions. Four steps, none of which sees anything but the dat
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +60,6 @@ class Recovered:
         relative_residual: rms residual over rms derivative on all frames, ``(n_met,)``.
         confidence: Log evidence between the coefficient of an edge and the best column that
             differs there, ``(n_all_edge,)``; near 0 means undecided.
-        seconds: Wall-clock time.
     """
 
     sto_sub: Array
@@ -71,7 +69,6 @@ class Recovered:
     objective: float
     relative_residual: Array
     confidence: Array
-    seconds: float
 
 
 @dataclass
@@ -132,7 +129,6 @@ def recover_stoichiometry(
     n_start: int = 3,
     n_anneal: int = 20,
     n_sharpen: int = 5,
-    seconds: float = 150.0,
     log: Log | None = None,
 ) -> Recovered:
     r"""Recover integer coefficients, rate constants and the rate law.
@@ -165,7 +161,6 @@ def recover_stoichiometry(
         n_start: Rate laws followed further; up to four times as many while none explains the data.
         n_anneal: Iterations of the third step.
         n_sharpen: Rounds of the fourth step at most.
-        seconds: Wall-clock budget after which no further iteration starts.
         log: Called with one line of text per stage.
 
     Returns:
@@ -177,7 +172,6 @@ def recover_stoichiometry(
     Source:
         own; expectation propagation after Minka (2001).
     """
-    began = time.monotonic()
     if not isinstance(rng, np.random.Generator):
         raise DataError(f"rng must be a numpy Generator, got {type(rng).__name__}")
     problem = checked_problem(
@@ -201,13 +195,10 @@ def recover_stoichiometry(
     draws, weights = random_rate_laws(points, rng, 400, width, n_message)
     prior = _Prior.of(draws, gauge)
     k_range = (10.0 ** log_k_range[0], 10.0 ** log_k_range[1])
-    clock = _Clock(began, seconds)
 
-    theta, belief = _best_start(decoder, prior, k_range, n_scan, n_start, clock, say)
+    theta, belief = _best_start(decoder, prior, k_range, n_scan, n_start, say)
     best = (np.inf, theta, belief)
     for level in np.geomspace(2e-3, 3e-5, n_anneal):
-        if clock.over():
-            break
         decoder.set_rates(decoder.polynomial_rates(theta))
         belief = decoder.sweep(belief, level, k_range=k_range)
         if (value := decoder.hard_misfit(belief)) < best[0]:
@@ -216,10 +207,10 @@ def recover_stoichiometry(
     _, theta, belief = best
     say(f"best objective of the polynomial law {best[0]:.2f}")
     decoder.set_rates(decoder.polynomial_rates(theta))
-    say(f"annealed: {_summary(belief, decoder)}, {clock.spent():.1f} s")
+    say(f"annealed: {_summary(belief, decoder)}")
 
     outcomes = [(_polynomial_rates(problem, decoder, theta), decoder, belief, k_range)]
-    if n_sharpen > 0 and not clock.over():
+    if n_sharpen > 0:
         outcomes.append(
             _with_networks(
                 problem,
@@ -235,7 +226,6 @@ def recover_stoichiometry(
                 n_sharpen,
                 tie_substrates,
                 rng,
-                clock,
                 say,
             )
         )
@@ -254,7 +244,7 @@ def recover_stoichiometry(
     sto_sub = np.zeros(len(problem.met_sub), dtype=np.int64)
     for edges, values in zip(decoder.sub_edges, inside, strict=True):
         sto_sub[edges] = values
-    say(f"done: median row residual {np.median(relative):.1e}, {clock.spent():.1f} s")
+    say(f"done: median row residual {np.median(relative):.1e}")
     return Recovered(
         sto_sub=sto_sub,
         sto_all=sto_all,
@@ -263,7 +253,6 @@ def recover_stoichiometry(
         objective=objective,
         relative_residual=relative,
         confidence=decoder.confidence(belief.score, belief.pattern),
-        seconds=clock.spent(),
     )
 
 
@@ -304,18 +293,6 @@ def _finish(
     return _Finished(law, belief, k, size, relative, objective)
 
 
-@dataclass(frozen=True)
-class _Clock:
-    began: float
-    seconds: float
-
-    def spent(self) -> float:
-        return time.monotonic() - self.began
-
-    def over(self) -> bool:
-        return self.spent() > self.seconds
-
-
 def _summary(belief: Belief, decoder: StoichiometryDecoder) -> str:
     relative = np.sqrt(belief.residual) / decoder.rms
     return f"row residual median {np.median(relative):.1e} max {relative.max():.1e}"
@@ -327,7 +304,6 @@ def _best_start(
     k_range: tuple[float, float],
     n_scan: int,
     n_start: int,
-    clock: _Clock,
     say: Log,
 ) -> tuple[Array, Belief]:
     """Try draws of the prior as the law; follow the best few; return the best."""
@@ -346,11 +322,9 @@ def _best_start(
             belief = decoder.sweep(belief, level, k_range=k_range)
             theta = prior.step(theta, *decoder.law_normal_equations(belief))
         value = float(np.median(_misfit(belief, decoder)))
-        say(f"start {a}: {_summary(belief, decoder)}, {clock.spent():.1f} s")
+        say(f"start {a}: {_summary(belief, decoder)}")
         if best is None or value < best[0]:
             best = (value, theta, belief)
-        if clock.over():
-            break
     assert best is not None
     return best[1], best[2]
 
@@ -388,7 +362,6 @@ def _with_networks(
     n_round: int,
     tie_substrates: bool,
     rng: np.random.Generator,
-    clock: _Clock,
     say: Log,
 ) -> tuple[RateFunctions, StoichiometryDecoder, Belief, tuple[float, float]]:
     """Fit two networks to the polynomial law, then sharpen them and the integers on the data."""
@@ -400,13 +373,13 @@ def _with_networks(
     k_range = (k_range[0] / scale, k_range[1] / scale)
     belief = replace(belief, mean=belief.mean / scale, var=belief.var / scale**2)
     off = fit_to_theta(net, theta * scale, h / scale**2)
-    say(f"networks fitted to the polynomial law, distance {off:.0f}, {clock.spent():.1f} s")
+    say(f"networks fitted to the polynomial law, distance {off:.0f}")
     fine = PolynomialLaw(problem.max_substrates, problem.max_coefficient, degree)
     net = net.on(collocation(fine, problem.center, problem.half_width, rng))
     frames = problem.frames(max_frames)
     decoder = problem.decoder(fine, frames, tie_substrates)
     c = problem.concentration[frames].T
-    belief = _sharpen(decoder, c, net, belief, k_range, n_round, clock, say)
+    belief = _sharpen(decoder, c, net, belief, k_range, n_round, say)
     return lambda c, shape: net.rates(c, decoder, shape), decoder, belief, k_range
 
 
@@ -417,7 +390,6 @@ def _sharpen(
     belief: Belief,
     k_range: tuple[float, float],
     n_round: int,
-    clock: _Clock,
     say: Log,
 ) -> Belief:
     """Decode with network rates and fit the networks, alternately."""
@@ -455,10 +427,10 @@ def _sharpen(
         level = float(np.clip(0.3 * np.median(relative), 1e-7, level))
         say(
             f"round {it + 1}: {changed} columns changed, objective {hard:.2f}, "
-            f"{_summary(belief, decoder)}, {clock.spent():.1f} s"
+            f"{_summary(belief, decoder)}"
         )
         idle = idle + 1 if changed == 0 and gain < 0.2 else 0
-        if idle >= 3 or clock.over():
+        if idle >= 3:
             break
     decoder.set_rates(net.rates(concentration, decoder))
     return decoder.sweep(belief, level, k_range=k_range, n_pass=4)

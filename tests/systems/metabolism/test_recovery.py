@@ -206,7 +206,7 @@ def test_fit_rate_mlp_reaches_the_data_and_keeps_the_modules_dtype() -> None:
         n_rxn=N_RXN,
         rng=np.random.default_rng(0),
         degree=(6, 4, 4),
-        seconds=6.0,
+        n_step=15,
     )
     assert next(msg.parameters()).dtype == torch.float32
     assert np.median(fit.relative_residual) < 3e-5
