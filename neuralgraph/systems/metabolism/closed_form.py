@@ -30,14 +30,12 @@ class MassActionStart:
         sto_all: Signed coefficients, ``(n_all_edge,)``.
         residual: Root-mean-square of what is left of dc/dt over that of dc/dt, per metabolite,
             ``(n_met,)``; 0 where dc/dt is 0.
-        homeostasis: Affine homeostasis ``(n_met, 2)``, intercept and slope, or ``None``.
     """
 
     power: float
     log_k: Tensor
     sto_all: Tensor
     residual: Tensor
-    homeostasis: Tensor | None = None
 
 
 def unit_rates(
@@ -289,78 +287,6 @@ def split_equal_rates(
                     best, chosen = misfit, trial
             coefficient[edges] = chosen
     return coefficient, k
-
-
-def start_from_stoichiometry(
-    concentration: Tensor,
-    dx_dt: Tensor,
-    met_sub: Tensor,
-    rxn_sub: Tensor,
-    order: Tensor,
-    met_all: Tensor,
-    rxn_all: Tensor,
-    sto_all: Tensor,
-    *,
-    n_rxn: int,
-    homeostasis: bool,
-    powers: tuple[float, float] = (0.25, 3.0),
-    n_steps: int = 40,
-) -> MassActionStart:
-    r"""Rate constants (and affine homeostasis per metabolite) when S is given.
-
-    Linear least squares in $(k, \alpha, \beta)$ of
-    $\dot c_i = \sum_j S_{ij} k_j \hat v_j(c) + \alpha_i + \beta_i c_i$ through the normal equations
-    $H = (S^\top S) \circ (V^\top V)$, so that the cost per power does not grow with frames times
-    reactions. Directions the data do not determine stay at the minimum-norm solution.
-
-    Source:
-        own; variable projection after Golub & Pereyra (1973).
-    """
-    n_met = concentration.shape[1]
-    rates = unit_rates(concentration, met_sub, rxn_sub, order, n_rxn)
-    target = dx_dt.double()
-    c = concentration.double()
-    matrix = torch.zeros(n_met, n_rxn, dtype=torch.float64)
-    matrix[met_all, rxn_all] = sto_all.double()
-    overlap = matrix.T @ matrix
-    power_of_target = target.square().sum()
-
-    def normal(power: float) -> tuple[Tensor, Tensor]:
-        v = rates(power)
-        gram = overlap * (v.T @ v)
-        moment = ((target @ matrix) * v).sum(0)
-        if not homeostasis:
-            return gram, moment
-        ones, first = v.sum(0), v.T @ c  # (n_rxn,), (n_rxn, n_met)
-        cross = torch.cat([matrix.T * ones[:, None], matrix.T * first], dim=1)
-        n_frame = torch.full((n_met,), float(c.shape[0]), dtype=torch.float64)
-        corner = torch.zeros(2 * n_met, 2 * n_met, dtype=torch.float64)
-        i = torch.arange(n_met)
-        corner[i, i] = n_frame
-        corner[i, n_met + i] = corner[n_met + i, i] = c.sum(0)
-        corner[n_met + i, n_met + i] = c.square().sum(0)
-        full = torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, corner], 1)])
-        return full, torch.cat([moment, target.sum(0), (target * c).sum(0)])
-
-    def solve(power: float) -> tuple[Tensor, float]:
-        gram, moment = normal(power)
-        scale = gram.diagonal().clamp_min(1e-300).rsqrt()
-        scaled = gram * scale[:, None] * scale[None, :]
-        value = scale * (torch.linalg.pinv(scaled, rtol=1e-12, hermitian=True) @ (scale * moment))
-        left = power_of_target - 2 * value @ moment + value @ gram @ value
-        return value, float(left / power_of_target)
-
-    power = golden_section(lambda p: solve(p)[1], *powers, n_steps=n_steps)
-    value, _ = solve(power)
-    k = value[:n_rxn].clamp_min(1e-12)
-    affine = None
-    prediction = (rates(power) * value[:n_rxn]) @ matrix.T
-    if homeostasis:
-        affine = torch.stack([value[n_rxn : n_rxn + n_met], value[n_rxn + n_met :]], dim=1)
-        prediction = prediction + affine[:, 0] + affine[:, 1] * c
-    left = (target - prediction).norm(dim=0)
-    residual = torch.where(target.norm(dim=0) > 0, left / target.norm(dim=0).clamp_min(1e-300), 0.0)
-    return MassActionStart(power, torch.log10(k), sto_all.double(), residual, affine)
 
 
 def golden_section(

@@ -20,6 +20,7 @@ def data_train_metabolism(
     *,
     start: str,
     max_coefficient: int,
+    max_types: int,
     n_epochs: int,
     batch_size: int,
     n_batches: int,
@@ -42,6 +43,7 @@ def data_train_metabolism(
         session: The session to train.
         start: ``closed_form``, or ``random`` to descend from the model's own start.
         max_coefficient: Largest stoichiometric coefficient the integer search considers.
+        max_types: Largest number of metabolite types considered (S given, with homeostasis).
         n_epochs: Epochs of the gradient phase; 0 leaves it out.
         batch_size: Frames of a batch.
         n_batches: Batches of an epoch.
@@ -61,7 +63,7 @@ def data_train_metabolism(
         prepare(session.data)
     settled: tuple[str, ...] = ()
     if start == "closed_form":
-        settled = closed_form_start(session, max_coefficient=max_coefficient)
+        settled = closed_form_start(session, max_coefficient=max_coefficient, max_types=max_types)
     if not n_epochs:
         return
     rates = learning_rates(

@@ -10,7 +10,6 @@ from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.nn.mlp import MLP, PowerLawMLP
 from neuralgraph.systems.metabolism.closed_form import (
     MassActionStart,
-    start_from_stoichiometry,
     start_from_support,
 )
 from neuralgraph.systems.metabolism.dataset import MetabolismData
@@ -18,15 +17,15 @@ from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.training.session import Session
 
 
-def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, ...]:
+def closed_form_start(session: Session, *, max_coefficient: int, max_types: int) -> tuple[str, ...]:
     """Set the model's parameters without a gradient.
 
     - ``learned_rate``, S unknown, support and roles given: integer decoding of S, then the shared
       rate networks by Gauss-Newton (:mod:`neuralgraph.systems.metabolism.recovery`);
     - ``mass_action``, S unknown, support and roles given: non-negative least squares metabolite by
       metabolite (:func:`start_from_support`);
-    - ``mass_action``, S given: linear least squares in the rate constants
-      (:func:`start_from_stoichiometry`).
+    - ``mass_action``, S given: rate constants, rate law, homeostasis and metabolite types jointly
+      (:mod:`neuralgraph.systems.metabolism.joint`).
 
     Returns:
         Names of the parameters that are settled: integers the gradient phase must not blur.
@@ -60,7 +59,11 @@ def closed_form_start(session: Session, *, max_coefficient: int) -> tuple[str, .
         raise ConfigError(
             "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false"
         )
-    return _solve_mass_action(session, model, data, max_coefficient)
+    if spec.sto_all is not None:
+        _solve_jointly(session, model, data, max_types)
+        return ()
+    _solve_mass_action(session, model, data, max_coefficient)
+    return ("sto_sub", "sto_all")
 
 
 def _decode_integers(
@@ -90,6 +93,9 @@ def _decode_integers(
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "integer decoding"),
                 max_coefficient=max_coefficient,
+                n_scan=session.budget.rounds(24),
+                n_anneal=session.budget.rounds(20),
+                n_sharpen=session.budget.rounds(5),
             )
             _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
@@ -114,6 +120,7 @@ def _decode_integers(
                 n_met=spec.n_met,
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "rate law"),
+                n_step=session.budget.rounds(40),
             )
             _take_back(model.msg_mlp, msg_mlp)
             _take_back(model.rate_mlp, rate_mlp)
@@ -147,11 +154,21 @@ def _take_back(mlp: MLP, plain: nn.Sequential) -> None:
         first.weight.div_(mlp.input_scale)
 
 
+def _solve_jointly(
+    session: Session, model: Metabolism_Propagation, data: MetabolismData, max_types: int
+) -> None:
+    from neuralgraph.systems.metabolism.joint import set_model
+
+    with session.phase("joint solution", train={}) as phase:
+        for _ in phase.epochs(1):
+            session.log(**set_model(model, data.spec, data.train, max_types=max_types))
+
+
 def _solve_mass_action(
     session: Session, model: Metabolism_Propagation, data: MetabolismData, max_coefficient: int
-) -> tuple[str, ...]:
+) -> None:
     spec, batch = data.spec, data.train
-    assert batch.dx_dt is not None
+    assert batch.dx_dt is not None and spec.sign_all is not None
     order = spec.sto_sub if spec.sto_sub is not None else spec.order_sub
     if order is None:
         order = torch.ones(model.met_sub.shape)
@@ -160,29 +177,18 @@ def _solve_mass_action(
     net = (model.met_all.cpu(), model.rxn_all.cpu())
     with session.phase("least squares", train={}) as phase:
         for _ in phase.epochs(1):
-            if spec.sto_all is not None:
-                start = start_from_stoichiometry(
-                    *frames, *substrates, *net, spec.sto_all.cpu(),
-                    n_rxn=spec.n_rxn, homeostasis=model.has_homeostasis,
-                )  # fmt: skip
-            else:
-                assert spec.sign_all is not None
-                start = start_from_support(
-                    *frames, *substrates, *net, spec.sign_all.cpu(),
-                    n_rxn=spec.n_rxn, max_coefficient=max_coefficient,
-                )  # fmt: skip
+            start = start_from_support(
+                *frames, *substrates, *net, spec.sign_all.cpu(),
+                n_rxn=spec.n_rxn, max_coefficient=max_coefficient,
+            )  # fmt: skip
             _assign_mass_action(model, start, order)
             session.log(power=float(start.power), median_residual=float(start.residual.median()))
-    return () if spec.sto_all is not None else ("sto_sub", "sto_all")
 
 
 def _assign_mass_action(
     model: Metabolism_Propagation, start: MassActionStart, order: torch.Tensor
 ) -> None:
-    if model.is_stoichiometry_given:
-        _assign(model, log_k=start.log_k)
-    else:
-        _assign(model, sto_sub=order, sto_all=start.sto_all, log_k=start.log_k)
+    _assign(model, sto_sub=order, sto_all=start.sto_all, log_k=start.log_k)
     if isinstance(model.MLP_sub, PowerLawMLP):
         with torch.no_grad():
             model.MLP_sub.power.fill_(start.power)
