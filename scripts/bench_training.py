@@ -25,39 +25,27 @@ from typing import Any, cast
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from neuralgraph.nn.mlp import MLP
+from neuralgraph.nn.mlp import MLP, PowerLawMLP
 from neuralgraph.systems.metabolism.dataset import MetabolismBatch, MetabolismSpec
 from neuralgraph.systems.metabolism.loss import MetabolismObjective
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.training.session import Session
 
 LN10 = math.log(10.0)
-MODELS: dict[str, dict[str, Any]] = {
-    "metabolism_mass_action": {
-        "tabulate": 128,
-        "kinetics": "mass_action",
-        "substrate_form": "plain",
-        "hidden_dim_sub": 64,
-        "n_layers_sub": 3,
-        "homeostasis": True,
-        "hidden_dim_node": 64,
-        "n_layers_node": 3,
-    },
-    "metabolism_learned_rate": {
-        "kinetics": "learned_rate",
-        "hidden_dim_sub": 32,
-        "n_layers_sub": 2,
-        "message_dim": 16,
-        "hidden_dim_rate": 32,
-        "n_layers_rate": 2,
-        "homeostasis": False,
-    },
-}
+CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
+MODELS = ("metabolism_mass_action", "metabolism_learned_rate")
+
+
+def shipped(stem: str) -> dict[str, Any]:
+    """Knobs of ``model=stem``, as the configuration ships them."""
+    config = yaml.safe_load((CONF / f"{stem}.yaml").read_text(encoding="utf-8"))
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def random_spec(n_met: int, n_rxn: int, *, given: bool, generator: torch.Generator) -> Any:
@@ -76,7 +64,7 @@ def random_spec(n_met: int, n_rxn: int, *, given: bool, generator: torch.Generat
         n_sub, n_prod = (1, 1) if given else torch.randint(1, 4, (2,), generator=generator).tolist()
         drawn = torch.randint(n_met, (4 * (n_sub + n_prod),), generator=generator).tolist()
         mets = list(dict.fromkeys(drawn))[: n_sub + n_prod]
-        size = [1] * len(mets) if given else torch.randint(1, 3, (len(mets),)).tolist()
+        size = [1] * len(mets) if given else torch.randint(1, 3, (len(mets),), generator=generator).tolist()
         for i, (met, s) in enumerate(zip(mets, size, strict=True)):
             if i < n_sub or given:
                 sub.append((met, j, float(s)))
@@ -145,19 +133,19 @@ class PerFrame:
 
     def __init__(self, model: Metabolism_Propagation) -> None:
         self.model = model
+        self.order = model.sto_sub.detach().abs()
+        self.levels, self.level = torch.unique(self.order, return_inverse=True)
 
     def __call__(self, concentration: Tensor) -> Tensor:
         """Derivatives of one frame, ``(n_met,)``."""
         m = self.model
-        order = m.sto_sub.abs()
-        pairs = torch.stack([concentration[m.met_sub], order], dim=1)
         if m.kinetics == "learned_rate":
+            pairs = torch.stack([concentration[m.met_sub], m.sto_sub.abs()], dim=1)
             message = plain_mlp(m.msg_mlp, pairs)
             h = message.new_zeros(m.n_rxn, message.shape[1]).index_add(0, m.rxn_sub, message)
             rate = softplus(plain_mlp(m.rate_mlp, h)).squeeze(1)
         else:
-            assert isinstance(m.MLP_sub, MLP)
-            log_f = plain_mlp(m.MLP_sub, pairs).squeeze(1).abs().clamp_min(1e-8).log()
+            log_f = self.log_substrate(concentration[m.met_sub])
             rate = log_f.new_zeros(m.n_rxn).index_add(0, m.rxn_sub, log_f).exp()
         v = torch.pow(10.0, m.log_k) * rate
         out = v.new_zeros(m.n_met).index_add(0, m.met_all, m.sto_all * v[m.rxn_all])
@@ -165,6 +153,15 @@ class PerFrame:
             state = torch.cat([concentration.unsqueeze(1), m.a], dim=1)
             out = out + plain_mlp(m.MLP_node, state).squeeze(1)
         return out
+
+    def log_substrate(self, c: Tensor) -> Tensor:
+        """Logarithm of ``MLP_sub`` of every substrate edge; N(0, s) once per |s|, not per edge."""
+        f = self.model.MLP_sub
+        assert isinstance(f, PowerLawMLP)
+        log_c = c.clamp_min(f.floor).log()
+        value = plain_mlp(f.net, torch.stack([log_c, self.order], dim=1)).squeeze(1)
+        at_one = plain_mlp(f.net, torch.stack([torch.zeros_like(self.levels), self.levels], dim=1))
+        return value - at_one.squeeze(1)[self.level] + f.power * self.order * log_c
 
     def loss(self, batch: MetabolismBatch) -> Tensor:
         """Mean squared error, frame by frame."""
@@ -188,10 +185,11 @@ def build(
     """A model of this kind and size, and frames for it."""
     generator = torch.Generator().manual_seed(1)
     spec = random_spec(n_met, n_rxn, given=name.endswith("mass_action"), generator=generator)
-    model = Metabolism_Propagation(spec, generator=generator, **{**MODELS[name], **changed})
+    model = Metabolism_Propagation(spec, generator=generator, **{**shipped(name), **changed})
     c = 2.5 + 5.0 * torch.rand(256, n_met, generator=generator)
     y = torch.randn(256, n_met, generator=generator)
-    return model.to(dtype), Frames(spec, c.to(dtype), y.to(dtype))
+    model.to(dtype)
+    return model, Frames(spec, c.to(dtype), y.to(dtype))
 
 
 def adam(groups: Any) -> torch.optim.Optimizer:

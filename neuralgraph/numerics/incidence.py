@@ -150,6 +150,81 @@ class Incidence(nn.Module):
         return {**self.__dict__, "_kept": {}}
 
 
+class GroupSum(nn.Module):
+    r"""Sums over groups of rows, $y_g = \sum_{e: g_e = g} x_e$, by adding contiguous slices.
+
+    Rows are handed over in :attr:`order`: the first member of every group, groups with more members
+    first, then the second members, and so on. Each further member is then one slice added to the
+    front of the result, and the backward pass reads slices of its gradient. Groups come out in
+    :attr:`group`, biggest first.
+
+    Args:
+        index: Group of each row, ``(n_row,)`` long.
+        n_group: Number of groups; some may be empty.
+
+    Source:
+        own; jagged diagonal storage (Saad 1989).
+    """
+
+    order: Tensor
+    group: Tensor
+    rank: Tensor
+
+    def __init__(self, index: Tensor, n_group: int) -> None:
+        super().__init__()
+        size = torch.bincount(index, minlength=n_group)
+        group = torch.argsort(size, descending=True, stable=True)
+        rank = torch.argsort(group)
+        by_group = torch.argsort(index, stable=True)
+        first = size.cumsum(0) - size
+        member = torch.empty_like(index)
+        member[by_group] = torch.arange(index.numel()) - first[index[by_group]]
+        order = torch.argsort(member * n_group + rank[index], stable=True)
+        for name, value in (("order", order), ("group", group), ("rank", rank)):
+            self.register_buffer(name, value, persistent=False)
+        self.n_group = int(n_group)
+        self.counts: list[int] = torch.bincount(member).tolist()
+        """Rows of the first members, the second members, …"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n_row, *) -> (n_group, *)``, rows in :attr:`order`, groups in :attr:`group`."""
+        return cast(Tensor, _GroupSum.apply(self, x))  # pyright: ignore[reportUnknownMemberType]
+
+    def in_given_order(self, y: Tensor) -> Tensor:
+        """Rows of a result back in the order of group numbers."""
+        return cast(Tensor, _Permuted.apply(y, self.rank, self.group))  # pyright: ignore[reportUnknownMemberType]
+
+
+class _GroupSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, groups: GroupSum, x: Tensor) -> Tensor:
+        ctx.counts, ctx.n_group = groups.counts, groups.n_group
+        result, at = x.new_zeros(groups.n_group, *x.shape[1:]), 0
+        for count in groups.counts:
+            result[:count] += x[at : at + count]
+            at += count
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        slices = [grads[0][:count] for count in ctx.counts]
+        return None, torch.cat(slices) if slices else grads[0][:0]
+
+
+class _Permuted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (inverse,) = cast("tuple[Tensor]", ctx.saved_tensors)
+        return grads[0].index_select(0, inverse), None, None
+
+
 def _pointers(index: Tensor, n: int) -> Tensor:
     count = torch.bincount(index, minlength=n)
     return torch.cat([count.new_zeros(1), count.cumsum(0)])

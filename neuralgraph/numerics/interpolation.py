@@ -29,52 +29,42 @@ def cubic_interpolate(table: Tensor, start: Tensor, t: Tensor) -> Tensor:
     return cast(Tensor, _Cubic.apply(table, start, t))  # pyright: ignore[reportUnknownMemberType]
 
 
-def _weights(t: Tensor) -> Tensor:
-    a, b, c = t + 1, t - 1, t - 2
-    tb, ac = t * b, a * c
-    return torch.stack([tb * c / -6, ac * b / 2, ac * t / -2, tb * a / 6])
+_POWERS = {
+    # rows: the neighbours -1, 0, 1, 2; columns: coefficients of 1, t, t^2, t^3
+    "value": [[0, -2, 3, -1], [6, -3, -6, 3], [0, 6, 3, -3], [0, -1, 0, 1]],
+    "slope": [[-2, 6, -3, 0], [-3, -12, 9, 0], [6, 6, -9, 0], [-1, 0, 3, 0]],
+}
 
 
-def _slopes(t: Tensor) -> Tensor:
+def _weights(t: Tensor, kind: str) -> Tensor:
+    """Weights of the four neighbours, or their derivatives, ``(4, n)``."""
     square = t * t
-    return torch.stack(
-        [
-            -(3 * square - 6 * t + 2) / 6,
-            (3 * square - 4 * t - 1) / 2,
-            -(3 * square - 2 * t - 2) / 2,
-            (3 * square - 1) / 6,
-        ]
-    )
+    powers = torch.stack([torch.ones_like(t), t, square, square * t])
+    return t.new_tensor(_POWERS[kind]).div_(6) @ powers
 
 
 class _Cubic(torch.autograd.Function):
-    """Gather four neighbours; the backward adds into the table by bin counts."""
+    """Gather four neighbours; the backward adds into the table."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, start: Tensor, t: Tensor) -> Tensor:
-        weight = _weights(t)
-        ctx.save_for_backward(table, start, t, weight)
-        value = table.index_select(0, start).mul_(weight[0])
-        for m in range(1, 4):
-            value.addcmul_(table.index_select(0, start + m), weight[m])
-        return value
+        weight = _weights(t, "value")
+        index = (start + torch.arange(4, device=start.device).unsqueeze(1)).view(-1)
+        neighbours = table.index_select(0, index).view(4, -1)
+        ctx.save_for_backward(table, index, t, weight)
+        return (neighbours * weight).sum(0)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, None, Tensor | None]:
-        table, start, t, weight = cast("tuple[Tensor, ...]", ctx.saved_tensors)
+        table, index, t, weight = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         g = grads[0]
         grad_table = grad_t = None
         if ctx.needs_input_grad[0]:
-            grad_table = torch.zeros_like(table)
-            for m in range(4):
-                grad_table.index_add_(0, start + m, g * weight[m])
+            grad_table = torch.zeros_like(table).index_add_(0, index, (g * weight).view(-1))
         if ctx.needs_input_grad[2]:
-            slope = _slopes(t)
-            grad_t = torch.zeros_like(t)
-            for m in range(4):
-                grad_t.addcmul_(table.index_select(0, start + m), slope[m])
-            grad_t = grad_t * g
+            neighbours = table.index_select(0, index).view(4, -1)
+            grad_t = (neighbours * _weights(t, "slope")).sum(0).mul_(g)
         return grad_table, None, grad_t

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.nn.bipartite import BipartitePropagation
 from neuralgraph.nn.mlp import MLP, PowerLawMLP
-from neuralgraph.numerics.incidence import Incidence
+from neuralgraph.numerics.incidence import GroupSum, Incidence
 from neuralgraph.numerics.interpolation import cubic_interpolate
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ class Metabolism_Propagation(BipartitePropagation):
     rate_mlp: MLP
     MLP_sub: MLP | PowerLawMLP
     MLP_node: MLP
+    met_grouped: Tensor
+    n_sub_grouped: Tensor
+    edges_of_rxn: GroupSum | None
     to_reaction: Incidence
     to_metabolite: Incidence
 
@@ -278,6 +281,14 @@ class Metabolism_Propagation(BipartitePropagation):
         self.to_reaction = Incidence(rxn_sub, inverse, n_rxn, met_input.numel())
         count = torch.bincount(rxn_sub, minlength=n_rxn).to(torch.float32)
         self.register_buffer("n_sub_per_rxn", count, persistent=False)
+        self.edges_of_rxn = None
+        if order_input is None:
+            # every edge is an input of its own: messages are computed in the order they are summed
+            self.edges_of_rxn = GroupSum(rxn_sub, n_rxn)
+            grouped = met_sub[self.edges_of_rxn.order]
+            self.register_buffer("met_grouped", grouped, persistent=False)
+            n_sub = count[self.edges_of_rxn.group]
+            self.register_buffer("n_sub_grouped", n_sub, persistent=False)
         if self.flux_limit:
             self.consumption = Incidence(met_sub, rxn_sub, n_met, n_rxn)
         if self.input_mode == "multiplicative_substrate":
@@ -481,20 +492,31 @@ class Metabolism_Propagation(BipartitePropagation):
     def _learned_rate(self, c: Tensor) -> Tensor:
         """``(n_met, n_batch) -> (n_rxn, n_batch)``."""
         n_batch = c.shape[1]
-        order = self.order
-        c_input = c.index_select(0, self.met_input)
-        message = self.msg_mlp.hidden_grid(c_input, order.unsqueeze(1))
+        is_grouped = self.fused and self.edges_of_rxn is not None
+        met_input, order, count = self.met_input, self.order, self.n_sub_per_rxn
+        if is_grouped:
+            assert self.edges_of_rxn is not None
+            order = order.index_select(0, self.edges_of_rxn.order)
+            met_input, count = self.met_grouped, self.n_sub_grouped
+        message = self.msg_mlp.hidden_grid(c.index_select(0, met_input), order.unsqueeze(1))
         if not self.has_roles:
             at_zero = self.msg_mlp.hidden_grid(c, c.new_zeros(self.n_met, 1))
-            message = message - at_zero.index_select(0, self.met_input)
+            message = message - at_zero.index_select(0, met_input)
         # the sum over substrates commutes with the last layer of msg_mlp
         width = message.shape[2]
-        total = self.sum_messages(self.to_reaction, message.reshape(-1, n_batch * width), None)
+        if is_grouped:
+            assert self.edges_of_rxn is not None
+            total = self.edges_of_rxn(message)
+        else:
+            total = self.sum_messages(self.to_reaction, message.view(-1, n_batch * width), None)
         last = self.msg_mlp.last
         h = torch.nn.functional.linear(total.view(self.n_rxn, n_batch, width), last.weight)
         if last.bias is not None:
-            h = torch.addcmul(h, self.n_sub_per_rxn.view(-1, 1, 1), last.bias)
+            h = torch.addcmul(h, count.view(-1, 1, 1), last.bias)
         rate = softplus(self.rate_mlp.single(h))
+        if is_grouped:
+            assert self.edges_of_rxn is not None
+            rate = self.edges_of_rxn.in_given_order(rate)
         return rate * torch.exp(LN10 * self.log_k).unsqueeze(1)
 
     def _mass_action(self, c: Tensor) -> Tensor:
@@ -527,16 +549,22 @@ class Metabolism_Propagation(BipartitePropagation):
 
     def _substrate_from_table(self, c: Tensor, is_log: bool, n_node: int) -> Tensor:
         """The same from ``n_node`` values per |s|, spaced evenly in log c over what c covers."""
-        x = c.clamp_min(SMALLEST_CONCENTRATION).log()
+        x = c.clamp_min(SMALLEST_CONCENTRATION).log().view(-1)
         low, high = x.detach().aminmax()
         # one node of margin on both sides, so that four neighbours always exist
         step = ((high - low) / (n_node - 3)).clamp_min(1e-6)
-        node = low + step * torch.arange(-1, n_node - 1, device=c.device, dtype=c.dtype)
-        node_c = node.exp().expand(self.order_levels.numel(), n_node)
-        table = self._substrate_at(node_c, self.order_levels, is_log)
-        position = ((x - low) / step).flatten()
-        cell = position.detach().floor().clamp(0, n_node - 4)
-        start = (cell.long().view_as(c) + (n_node * self.level_input).unsqueeze(1)).flatten()
+        node = torch.addcmul(low, step, torch.arange(-1, n_node - 1, device=c.device))
+        node = node.expand(self.order_levels.numel(), n_node)
+        if isinstance(self.MLP_sub, PowerLawMLP):
+            table = self.MLP_sub.log_value_at(node, self.order_levels)
+            table = table if is_log else table.exp()
+        else:
+            table = self._substrate_at(node.exp(), self.order_levels, is_log)
+        position = (x - low) / step
+        cell = position.detach().floor().clamp_(0, n_node - 4)
+        start = cell.long()
+        if self.order_levels.numel() > 1:
+            start = (start.view_as(c) + (n_node * self.level_input).unsqueeze(1)).view(-1)
         return cubic_interpolate(table.flatten(), start, position - cell).view_as(c)
 
     def _substrate_at(self, c: Tensor, order: Tensor, is_log: bool) -> Tensor:
