@@ -18,6 +18,8 @@ from neuralgraph.core.errors import DataError
 
 GOLDEN = 0.5 * (5**0.5 - 1)
 SMALLEST_CONCENTRATION = 1e-8
+MISFIT = 0.05
+"""Relative residual above which coefficients read from single metabolites mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def start_from_support(
 
     For each metabolite, $W_{i\cdot}$ is the non-negative least-squares solution in the known signs;
     for each reaction, $W_{\cdot j} = k_j S_{\cdot j}$ is split by the smallest integer column that
-    fits within its standard errors.
+    fits within its standard errors. Where the rate law misses the data (median relative residual
+    above ``MISFIT``) all coefficients stay at 1 in their signs and the rate constants are fitted
+    to all metabolites together.
 
     Args:
         concentration, dx_dt: ``(n_frame, n_met)``.
@@ -112,6 +116,11 @@ def start_from_support(
 
     power = golden_section(score, *powers, n_steps=n_steps)
     product, deviation, residual = solve_rows(rates(power), target, met_all, rxn_all, sign_all)
+    if float(residual.median()) > MISFIT:
+        # no common power law explains the rows, so their coefficients are no evidence against 1
+        ones = torch.where(sign_all == 0, torch.sign(product), sign_all.double())
+        k, residual = refit_rate_constants(rates(power), target, met_all, rxn_all, ones, n_rxn)
+        return MassActionStart(power, torch.log10(k), ones, residual)
     coefficient, k = integer_columns(
         product, deviation, rxn_all, n_rxn=n_rxn, max_coefficient=max_coefficient
     )
@@ -170,6 +179,34 @@ def solve_rows(
         deviation[edges] = error / norm[rxn_all[edges]]
         residual[met] = float(left.norm()) / total
     return product, deviation, residual
+
+
+def refit_rate_constants(
+    rate: Tensor, target: Tensor, met_all: Tensor, rxn_all: Tensor, sto_all: Tensor, n_rxn: int
+) -> tuple[Tensor, Tensor]:
+    """Non-negative rate constants for a fixed S, by the normal equations over all metabolites.
+
+    Returns:
+        ``k``, ``(n_rxn,)``, positive (a constant that least squares sets to 0 becomes 1e-6 of the
+        largest), and the relative residual of each metabolite.
+    """
+    from scipy.optimize import nnls
+
+    n_met = target.shape[1]
+    matrix = torch.zeros(n_met, n_rxn, dtype=torch.float64)
+    matrix[met_all, rxn_all] = sto_all.double()
+    gram = (matrix.T @ matrix) * (rate.T @ rate)
+    moment = ((target @ matrix) * rate).sum(0)
+    scale = gram.diagonal().clamp_min(1e-300).rsqrt()
+    scaled = gram * scale[:, None] * scale[None, :]
+    values, vectors = torch.linalg.eigh(scaled)
+    root = values.clamp_min(1e-12).sqrt()
+    design = root[:, None] * vectors.T
+    aim = (vectors.T @ (scale * moment)) / root
+    k = scale * torch.from_numpy(nnls(design.numpy(), aim.numpy(), maxiter=10**5)[0])
+    left = target - (rate * k) @ matrix.T
+    total = target.norm(dim=0).clamp_min(1e-300)
+    return k.clamp_min(1e-6 * float(k.max())), left.norm(dim=0) / total
 
 
 def integer_columns(
@@ -287,6 +324,46 @@ def split_equal_rates(
                     best, chosen = misfit, trial
             coefficient[edges] = chosen
     return coefficient, k
+
+
+def log_k_of_combination(
+    weight: Tensor, value: float, prior: tuple[float, float], *, n_draw: int = 1 << 13
+) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance of log10 k when only ``weight @ k = value`` is known.
+
+    log10 k is uniform a priori. The integrals run over a low-discrepancy sequence in all but the
+    last member, whose density given the others is $1/k$ within the range.
+
+    Args:
+        weight: ``(n_member,)``, non-zero.
+        value: The combination.
+        prior: Range of log10 k.
+        n_draw: Points of the sequence.
+
+    Returns:
+        Two tensors ``(n_member,)``; the prior's own where the value is outside its reach.
+
+    Source:
+        own.
+    """
+    low, high = prior
+    weight = weight.double()
+    n = weight.numel()
+    if n == 1:
+        k = torch.tensor([value]) / weight
+        return k.clamp_min(1e-300).log10(), torch.zeros(1, dtype=torch.float64)
+    draw = torch.quasirandom.SobolEngine(n - 1, scramble=True, seed=0).draw(n_draw)
+    log_k = low + (high - low) * draw.double()
+    last = (value - (10**log_k) @ weight[:-1]) / weight[-1]
+    inside = (last >= 10**low) & (last <= 10**high)
+    if not bool(inside.any()):
+        mean = torch.full_like(weight, 0.5 * (low + high))
+        return mean, torch.full_like(weight, (high - low) ** 2 / 12)
+    log_k = torch.cat([log_k, last.clamp_min(1e-300).log10()[:, None]], dim=1)[inside]
+    density = 1 / last[inside]
+    density = density / density.sum()
+    mean = density @ log_k
+    return mean, density @ (log_k - mean).square()
 
 
 def golden_section(

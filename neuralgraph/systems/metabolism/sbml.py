@@ -375,8 +375,11 @@ class MetabolismSBMLKinetic(RevealsPrior):
 
     Runs start from the model's initial concentrations, each multiplied by a factor drawn
     log-uniform in [1/``initial_fold``, ``initial_fold``]. States, exact rates of change and true
-    fluxes are stored at every frame. Substrate edges are the reactants and every metabolite that
-    occurs in the kinetic law (with |s| = 1), since a reversible law also depends on products.
+    fluxes are stored at every frame. With ``split_reversible`` every reversible reaction becomes
+    ``X`` and ``X_reverse``, whose fluxes are the positive and the negative part of the net flux
+    and whose substrates are the two sides of the equation. Without, substrate edges are the
+    reactants and every metabolite that occurs in the kinetic law (with |s| = 1), since a
+    reversible law also depends on products.
     Quantities that are explicit functions of time are recorded as the known input
     ``time_dependent``. Times are in the unit of the model.
 
@@ -387,6 +390,7 @@ class MetabolismSBMLKinetic(RevealsPrior):
         n_frame: Frames of each run, the initial state included.
         dt: Frame interval, in the time unit of the model.
         initial_fold: Largest fold change of an initial concentration, >= 1.
+        split_reversible: Whether reversible reactions become a forward and a backward one.
         relative_tolerance: Of CVODE.
         noise: Measurement noise; process noise is not available here.
         derivative: Estimation of derivatives, used with measurement noise only.
@@ -401,6 +405,7 @@ class MetabolismSBMLKinetic(RevealsPrior):
         n_frame: int,
         dt: float,
         initial_fold: float,
+        split_reversible: bool,
         relative_tolerance: float,
         noise: Noise,
         derivative: Derivative,
@@ -418,6 +423,7 @@ class MetabolismSBMLKinetic(RevealsPrior):
             )
         self.model, self.n_run, self.n_test_run = model, int(n_run), int(n_test_run)
         self.n_frame, self.dt, self.initial_fold = int(n_frame), float(dt), float(initial_fold)
+        self.split_reversible = bool(split_reversible)
         self.relative_tolerance = float(relative_tolerance)
         self.noise, self.derivative = noise, derivative
 
@@ -485,7 +491,13 @@ class MetabolismSBMLKinetic(RevealsPrior):
             )
         negative = (flux < 0).any(dim=0).any(dim=0)
         reversed_names = [r.name for r, n in zip(model.reactions, negative, strict=True) if n]
-        if reversed_names:
+        if self.split_reversible:
+            n_rxn = network.n_rxn
+            reverse = [j for j, r in enumerate(model.reactions) if r.reversible]
+            backward = (-flux[:, :, reverse]).clamp(min=0)
+            flux[:, :, reverse] = flux[:, :, reverse].clamp(min=0)
+            flux = torch.cat([flux, backward], dim=2)
+        elif reversed_names:
             warnings.append(
                 f"{len(reversed_names)} reversible reactions run backwards in some frames "
                 f"({', '.join(reversed_names[:8])}"
@@ -587,19 +599,30 @@ class MetabolismSBMLKinetic(RevealsPrior):
         return recording, Truth(parameters, facts)
 
     def _network(self, model: SBMLModel, S: np.ndarray) -> tuple[ReactionNetwork, Tensor]:
+        """Network of the model, backward reactions last, and the sign of each net edge."""
+        forward = [(r.name, r.reactants, r.products, S[:, j], r.arguments)
+                   for j, r in enumerate(model.reactions)]  # fmt: skip
+        if self.split_reversible:
+            columns = [(name, sub, prod, s, ()) for name, sub, prod, s, _ in forward]
+            columns += [
+                (name + REVERSE, prod, sub, -s, ())
+                for (name, sub, prod, s, _), r in zip(forward, model.reactions, strict=True)
+                if r.reversible
+            ]
+        else:
+            columns = forward
         substrates, nets, signs = [], [], {}
-        for j, r in enumerate(model.reactions):
-            arguments = {m: 1.0 for m in r.arguments}
-            substrates.append({**arguments, **r.reactants}.items())
-            nets.append([(int(m), float(S[m, j])) for m in np.flatnonzero(S[:, j])])
+        for j, (_, reactants, products, column, arguments) in enumerate(columns):
+            substrates.append({**{m: 1.0 for m in arguments}, **reactants}.items())
+            nets.append([(int(m), float(column[m])) for m in np.flatnonzero(column)])
             for m, _ in nets[-1]:
-                both = m in r.reactants and m in r.products
-                signs[m, j] = 0.0 if both else (1.0 if m in r.products else -1.0)
+                both = m in reactants and m in products
+                signs[m, j] = 0.0 if both else (1.0 if m in products else -1.0)
         network = network_from_edges(
             _edges(substrates),
             _edges(nets),
             model.metabolite_names,
-            [r.name for r in model.reactions],
+            [name for name, *_ in columns],
             model.warnings,
         )
         edges = zip(network.met_all.tolist(), network.rxn_all.tolist(), strict=True)
