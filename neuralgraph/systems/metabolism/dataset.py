@@ -225,6 +225,7 @@ class MetabolismData:
         interval = float(step.median())
         self._is_even = bool(((step - interval).abs() <= 1e-6 * interval).all())
         self.dx_dt_source = recording.dx_dt_source
+        self.time_unit = recording.units.get("time", "min")
         scale = float(self._state[: self.n_train].double().square().mean().sqrt())
         self.spec = _spec(recording, given, scale if scale > 0 else 1.0, interval)
         self.spec = self.spec.moved(None, self.dtype)

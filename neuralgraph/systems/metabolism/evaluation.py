@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TRIVIAL = "1.5 × known sign"
 NO_CHANGE = "no change"
 CONSTANT = "best constant"
+CLASS_RULES = ("score", "joint")
+N_CURVE = 200
+"""Concentrations at which the learned substrate function is compared with its power law."""
 
 STOICHIOMETRY_METRICS = (
     "stoichiometry_R2",
@@ -68,6 +71,8 @@ class MetabolismEvaluator:
         primary_metric: The number searches and summaries look at.
         direction: ``maximize`` or ``minimize``.
         class_metric: The score that decides the class.
+        class_rule: ``score``: converged, partial or failed by that score alone; ``joint``
+            (document 002): homeostasis and clusters of the embeddings count as well.
         converged_above: Class ``converged`` lies above.
         failed_below: Class ``failed`` lies below.
         trivial_margin: By how much ``converged`` must beat the trivial score of ``class_metric``.
@@ -90,6 +95,7 @@ class MetabolismEvaluator:
         primary_metric: str,
         direction: str,
         class_metric: str,
+        class_rule: str,
         converged_above: float,
         failed_below: float,
         trivial_margin: float,
@@ -103,6 +109,10 @@ class MetabolismEvaluator:
     ) -> None:
         if direction not in ("maximize", "minimize"):
             raise ConfigError(f"evaluation.direction is maximize or minimize, got '{direction}'")
+        if class_rule not in CLASS_RULES:
+            raise ConfigError(
+                f"evaluation.class_rule is {' or '.join(CLASS_RULES)}, got '{class_rule}'"
+            )
         if degeneracy is not None and len(degeneracy) != 2:
             raise ConfigError(
                 "evaluation.degeneracy is null or a pair [prediction metric, recovery metric], "
@@ -127,6 +137,7 @@ class MetabolismEvaluator:
         self.primary_metric = primary_metric
         self.direction = direction
         self.class_metric = class_metric
+        self.class_rule = class_rule
         self.converged_above = converged_above
         self.failed_below = failed_below
         self.trivial_margin = trivial_margin
@@ -173,8 +184,7 @@ class MetabolismEvaluator:
             card.facts["identifiability"] = metrics.identifiability_table(found, network)
         self._prediction(card, baselines, model, data)
         if "final_loss" in log:
-            unit = "(mM/min)²"
-            card.add("final_loss", log["final_loss"], unit)
+            card.add("final_loss", log["final_loss"], f"(mM/{data.time_unit})²")
             baselines["final_loss"] = {NO_CHANGE: float(data.train.dx_dt.double().square().mean())}
         else:
             card.skip("final_loss", "the training logged none")
@@ -221,6 +231,7 @@ class MetabolismEvaluator:
             "sign_accuracy",
             "support_f1",
             "identifiable_fraction_k",
+            "rate_constants_R2_ceiling",
         )
         for name in names:
             card.skip(name, "no truth: measured data")
@@ -333,7 +344,7 @@ class MetabolismEvaluator:
     ) -> None:
         pair = gauged_log_k(model, data, truth, network, gauged)
         if isinstance(pair, str):
-            for name in RATE_METRICS:
+            for name in (*RATE_METRICS, "rate_constants_R2_ceiling"):
                 card.skip(name, pair)
             return
         log_k, true_log_k = pair
@@ -352,8 +363,65 @@ class MetabolismEvaluator:
         outside = (true_log_k - constant).abs() > metrics.OUTLIER
         baselines["rate_constants_R2"] = {CONSTANT: 0.0}
         baselines["n_outliers"] = {CONSTANT: float(outside.sum())}
+        self._ceiling(card, baselines, truth, true_log_k, found)
         if model.kinetics == "mass_action" and data.spec.has_roles:
-            card.add("alpha", substrate_amplitude(model))
+            self._substrate_function(card, model, data, truth)
+
+    def _ceiling(
+        self,
+        card: Scorecard,
+        baselines: dict[str, dict[str, float]],
+        truth: Truth,
+        true_log_k: Tensor,
+        found: metrics.Identifiability,
+    ) -> None:
+        """What no predictor can be expected to exceed, given what the data leave open."""
+        name = "rate_constants_R2_ceiling"
+        prior = truth.facts.get("log_k_range")
+        if found.k is None or prior is None:
+            why = (
+                found.reason_k[0] if found.k is None else "no prior of the rate constants is known"
+            )
+            card.skip(name, why)
+            return
+        value = metrics.rate_constants_ceiling(
+            true_log_k,
+            is_determined=found.k,
+            group=found.group,
+            prior=(float(prior[0]), float(prior[1])),
+        )
+        if value is None:
+            card.skip(name, "a group of reactions has several determined combinations")
+            return
+        card.add(name, value)
+        baselines[name] = {CONSTANT: 0.0}
+
+    def _substrate_function(
+        self,
+        card: Scorecard,
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+        truth: Truth,
+    ) -> None:
+        """Amplitude and curves of ``MLP_sub``; a curve without an edge is not determined."""
+        alpha = substrate_amplitude(model)
+        card.add("alpha", alpha)
+        values = data.train.concentration.double().cpu().flatten()
+        values = values[:: max(1, values.numel() // 500_000)]
+        c = torch.linspace(0.0, float(values.quantile(0.999)), N_CURVE + 1).double()[1:]
+        is_power = truth.facts["rate_law"] == "mass_action"
+        levels = set(model.order_levels.double().cpu().round(decimals=6).tolist())
+        for order in sorted({1.0, 2.0, *levels}):
+            name = f"MLP_sub_curve_error_{order:g}"
+            if not is_power:
+                card.skip(name, "the true rate law is no power law")
+            elif model.order_input is not None and order not in levels:
+                card.skip(name, f"not determined: no substrate has |s| = {order:g}")
+            elif alpha > 0:
+                pairs = torch.stack([c, torch.full_like(c, order)], dim=1)
+                pairs = pairs.to(model.log_k.device, model.log_k.dtype)
+                learned = model.MLP_sub(pairs).detach().double().cpu().flatten().abs() / alpha
+                card.add(name, metrics.substrate_curve_error(learned, c, order))
 
     def _homeostasis(
         self, card: Scorecard, model: Metabolism_Propagation, data: MetabolismData, truth: Truth
@@ -371,20 +439,31 @@ class MetabolismEvaluator:
         slope, offset = homeostasis_lines(model, data)
         rate = truth.parameters["homeostasis_lambda"].double()
         baseline = truth.parameters["homeostasis_baseline"].double()
-        ratios = []
+        ratios: dict[int, float] = {}
         for t in types.unique().tolist():
             here = types == t
             true_slope = -float(rate[here].mean())
             learned = float(slope[here].median())
             card.add(f"MLP_node_slope_{t}", learned, "1/min")
             card.add(f"MLP_node_gt_slope_{t}", true_slope, "1/min")
-            card.add(f"MLP_node_offset_{t}", float(offset[here].median()), "mM/min")
-            card.add(f"MLP_node_gt_offset_{t}", float((rate * baseline)[here].mean()), "mM/min")
+            at_zero, true_offset = (
+                float(offset[here].median()),
+                float((rate * baseline)[here].mean()),
+            )
+            card.add(f"MLP_node_offset_{t}", at_zero, "mM/min")
+            card.add(f"MLP_node_gt_offset_{t}", true_offset, "mM/min")
             if true_slope != 0:
-                ratios.append(learned / true_slope)
-                card.add(f"MLP_node_slope_ratio_{t}", ratios[-1])
+                ratios[t] = learned / true_slope
+                card.add(f"MLP_node_slope_ratio_{t}", ratios[t])
+            if true_offset != 0:
+                card.add(f"MLP_node_offset_ratio_{t}", at_zero / true_offset)
         if ratios:
-            card.add("avg_slope_ratio", sum(ratios) / len(ratios))
+            card.add("avg_slope_ratio", sum(ratios.values()) / len(ratios))
+            card.facts["homeostasis"] = "; ".join(
+                f"type {t}: {metrics.homeostasis_diagnosis(ratio)}" for t, ratio in ratios.items()
+            )
+        else:
+            card.skip("avg_slope_ratio", "every true slope is 0")
         scores = cluster_scores(
             model.a.detach().cpu().double(),
             types,
@@ -411,7 +490,8 @@ class MetabolismEvaluator:
             for name in names:
                 card.skip(
                     name,
-                    f"the rollout from held-out data diverged at t = {error.time:g} min "
+                    f"the rollout from held-out data diverged at t = {error.time:g} "
+                    f"{data.time_unit} "
                     f"({error.variable})",
                 )
             runs = []
@@ -475,6 +555,9 @@ class MetabolismEvaluator:
             why = card.not_computed.get(self.class_metric, "there is no such metric")
             card.facts["class"] = f"none: {self.class_metric} was not computed ({why})"
             return
+        if self.class_rule == "joint":
+            self._class_joint(card, score)
+            return
         finite = [v for v in baselines.get(self.class_metric, {}).values() if math.isfinite(v)]
         trivial = max(finite) if finite else None
         bounds = {"converged_above": self.converged_above, "failed_below": self.failed_below}
@@ -494,6 +577,20 @@ class MetabolismEvaluator:
                 f"{trivial:.3g}, which the document's class does not"
             )
         card.facts["class_rule"] = rule
+
+    def _class_joint(self, card: Scorecard, score: float) -> None:
+        bounds = {"converged_above": self.converged_above, "failed_below": self.failed_below}
+        each = [v for name, v in card.metrics.items() if name.startswith("MLP_node_slope_ratio_")]
+        mean = [card.metrics["avg_slope_ratio"]] if "avg_slope_ratio" in card.metrics else []
+        accuracy = card.metrics.get("embedding_cluster_acc")
+        card.facts["class"] = metrics.classify_joint(score, each, accuracy, **bounds)
+        card.facts["class_document"] = metrics.classify_joint(score, mean, accuracy, **bounds)
+        card.facts["class_rule"] = (
+            f"converged: {self.class_metric} above {self.converged_above:g}, the slope ratio of "
+            "every type in [0.5, 2] (the document: their mean) and embedding_cluster_acc 1; "
+            f"partial-k: the first alone; failed: below {self.failed_below:g}, or a slope ratio "
+            "below 0.1; else partial-homeo"
+        )
 
     @staticmethod
     def _add(card: Scorecard, name: str, value: float, why_not: str) -> None:

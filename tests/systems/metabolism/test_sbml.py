@@ -25,6 +25,7 @@ def make(stem: str, **changes: Any) -> Any:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(CONF / f"{stem}.yaml")
+    config.pop("seed")  # the pipeline's
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=False)
     return instantiate(config, _convert_="all")
@@ -171,7 +172,8 @@ def kinetic(folder: Path, **changes: Any) -> Any:
     pytest.importorskip("roadrunner", reason="libroadrunner is not installed (extra [sbml])")
     model = changes.pop("model", None) or toy(folder)
     return make("metabolism_sbml_kinetic", **{
-        "model": model, "n_run": 2, "n_test_run": 1, "n_frame": 6, **changes,
+        "model": model, "n_run": 2, "n_test_run": 1, "n_frame": 6, "split_reversible": False,
+        **changes,
     })  # fmt: skip
 
 
@@ -199,6 +201,24 @@ def test_products_in_a_law_are_arguments_of_the_rate_without_losing_their_sign(t
     assert p["sign_all"].tolist() == [-1.0, 1.0]
     with pytest.raises(ConfigError, match=r"prior\.rate_constants=true needs 'log_k'"):
         simulator.reveal(recording, truth, **{**FREE, "rate_constants": True})
+
+
+def test_a_split_reaction_shares_its_flux_between_forward_and_backward(tmp_path):
+    law = "<apply><minus/><ci>M_a</ci><ci>M_b</ci></apply>"
+    kept = kinetic(tmp_path, model=toy(tmp_path, law=law), n_frame=40, dt=1.0)
+    split = kinetic(
+        tmp_path, model=toy(tmp_path, law=law), n_frame=40, dt=1.0, split_reversible=True
+    )
+    (recording, one), (again, two) = kept.simulate(1), split.simulate(1)
+    assert torch.equal(recording.dx_dt, again.dx_dt)
+    flux = two.parameters["flux"]
+    assert two.facts["reaction_names"] == ["convert", "convert_reverse"]
+    assert float(flux.min()) == 0 and float(flux.max()) > 0
+    torch.testing.assert_close(flux[..., 0] - flux[..., 1], one.parameters["flux"][..., 0])
+    S = network_of_truth(two).matrix()
+    assert S.tolist() == [[-2.0, 2.0], [1.0, -1.0]]
+    assert two.parameters["met_sub"].tolist() == [0, 1]
+    torch.testing.assert_close(flux @ S.T, again.dx_dt, rtol=1e-9, atol=1e-12)
 
 
 def test_structure_alone_cannot_be_simulated_with_its_own_kinetics(tmp_path):

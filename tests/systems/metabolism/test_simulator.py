@@ -31,6 +31,7 @@ def make(stem: str, **changes: Any) -> Any:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(CONF / f"{stem}.yaml")
+    config.pop("seed")  # the pipeline's
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=False)
     return instantiate(config, _convert_="all")
