@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from neuralgraph.core.errors import ConfigError, DataError, TrainingError
 from neuralgraph.nn.mlp import MLP, PowerLawMLP
 from neuralgraph.numerics.identifiability import Group, determined, groups, null_space_of_gram
+from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 
 if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.dataset import MetabolismBatch, MetabolismSpec
@@ -504,9 +505,10 @@ def split_undetermined(
 ) -> Tensor:
     r"""Positive rate constants that keep every determined combination.
 
-    Where the data determine a combination only (k1 + k2, k1 - k2), the rate constants nearest to
-    the others, $\min \sum (\log k - \mu)^2$ with $\mu$ the mean of the determined ones, are taken
-    among those with that combination. A reaction that never acts is set to $\mu$.
+    Where the data determine a combination only (k1 + k2, k1 - k2), log k is expected from what
+    the determined rate constants say of all (uniform over their range), and moved to the nearest
+    rate constants with that combination. A reaction that never acts is set to the middle of the
+    range.
 
     Args:
         k: Least-squares solution, of either sign, ``(n_rxn,)``.
@@ -517,48 +519,49 @@ def split_undetermined(
     positive = is_determined & (k > 0)
     if not bool(positive.any()):
         positive = k > 0
-    centre = float(k[positive].log().mean()) if bool(positive.any()) else 0.0
-    smallest = math.exp(centre) * 1e-3
-    if bool(positive.any()):
-        smallest = min(smallest, 0.5 * float(k[positive].min()))
+    if not bool(positive.any()):
+        return torch.ones_like(k)
+    log_k = k[positive].log10()
+    low, high = float(log_k.min()), float(log_k.max())
+    low, high = low - 1e-3, high + 1e-3
     result = k.clone()
     for group in found:
         members = [j for j in group.members if j < n_rxn]
-        if len(members) < len(group.members) or len(members) > LARGEST_GROUP:
+        if len(members) < len(group.members):
             continue
         index = torch.tensor(members)
         if group.n_null == len(members):
-            result[index] = math.exp(centre)
-            continue
-        if group.combination is None:
-            continue
-        result[index] = _nearest_split(group.combination, k[index], centre)
-    return torch.where(result > 0, result, torch.full_like(result, smallest))
+            result[index] = 10 ** (0.5 * (low + high))
+        elif group.combination is not None and len(members) <= LARGEST_GROUP:
+            result[index] = _nearest_split(group.combination, k[index], (low, high))
+    return torch.where(result > 0, result, torch.full_like(result, 10 ** (low - 1)))
 
 
-def _nearest_split(weight: Tensor, k: Tensor, centre: float) -> Tensor:
-    """Minimum of ``sum (log k - centre)^2`` with ``weight @ k`` fixed and k equal on each side.
+def _nearest_split(weight: Tensor, k: Tensor, prior: tuple[float, float]) -> Tensor:
+    """Rate constants nearest to their expectation with ``weight @ k`` fixed.
 
-    A side is the members of one sign of ``weight``.
+    All members of one sign of ``weight`` are moved by a common factor.
     """
     value = float(weight @ k)
+    mean, variance = log_k_of_combination(weight, value, prior)
+    expected = 10**mean
     plus = weight > 0
-    up, down = float(weight[plus].sum()), -float(weight[~plus].sum())
+    part = (weight * expected).abs()
+    up, down = float(part[plus].sum()), float(part[~plus].sum())
     if up == 0 or down == 0:
-        return torch.full_like(weight, value / float(weight.sum()))
-    lower = torch.exp(centre + torch.linspace(-7.0, 7.0, 2801, dtype=torch.float64))
-    # the side that gives way is solved for, the other scanned
-    other, this, n_other = (
-        (down, up, int((~plus).sum())) if value > 0 else (up, down, int(plus.sum()))
-    )
-    solved = (abs(value) + other * lower) / this
+        return expected * (value / float(weight @ expected))
+    # the side that decides the sign is solved for, the factor of the other scanned
+    this, other = (up, down) if value > 0 else (down, up)
+    stiff = 1 / variance.clamp_min(1e-12)
+    solved_for = plus if value > 0 else ~plus
+    factor = torch.logspace(-3, 3, 2401, dtype=torch.float64)
+    solved = (abs(value) + other * factor) / this
     cost = (
-        n_other * (lower.log() - centre).square()
-        + (len(weight) - n_other) * (solved.log() - centre).square()
+        float(stiff[~solved_for].sum()) * factor.log10().square()
+        + float(stiff[solved_for].sum()) * solved.log10().square()
     )
     best = int(cost.argmin())
-    pair = (solved[best], lower[best]) if value > 0 else (lower[best], solved[best])
-    return torch.where(plus, pair[0], pair[1])
+    return expected * torch.where(solved_for, solved[best], factor[best])
 
 
 # -- metabolite types ------------------------------------------------------------------------------
@@ -920,9 +923,9 @@ def fit_network(
                     dual = torch.cat([dual, -dual])
                 for layer, x, d in zip(layers, h, delta, strict=True):
                     step = dual[:, None] * d
-                    layer.weight += step.T @ x
+                    layer.weight.add_(step.T @ x)
                     if layer.bias is not None:
-                        layer.bias += step.sum(0)
+                        layer.bias.add_(step.sum(0))
                 new = target - difference(net.single(points))
                 new_score = float(new.square().mean())
                 if new_score < score:

@@ -36,6 +36,15 @@ alike, each from its own rate law.
 ``trimmed_R2``                  R² without the outliers
 ``slope``                       least-squares slope of estimated against true log10 k
 ``rate_constants_group_error``  largest relative error of the determined combinations (k1 ± k2, …)
+``rate_constants_R2_ceiling``   expected ``rate_constants_R2`` of the best predictor there is: the
+                                posterior mean under the prior of k and the determined combinations
+``alpha``                       amplitude of the learned rate law, |MLP_sub(1, 1)|
+``MLP_sub_curve_error_s``       root mean square of MLP_sub(c, s) / alpha - c^s over the range of
+                                training concentrations, relative to that of c^s
+``MLP_node_slope_ratio_t``      learned over true slope of homeostasis, median over type t
+``MLP_node_offset_ratio_t``     the same of its value at c = 0
+``avg_slope_ratio``             mean of the slope ratios; opposite errors cancel in it
+``embedding_cluster_acc``       share of metabolites in the cluster of their type (noise is none)
 ==============================  ====================================================================
 
 Exactness and gauge-fixed R² count columns of integers only: the biomass reaction of an SBML model
@@ -56,6 +65,7 @@ from neuralgraph.core.files import write_text
 from neuralgraph.metrics.recovery import nearest_integer_scale, sign_accuracy, support_f1
 from neuralgraph.metrics.regression import least_squares_slope, r2_identity, r2_refit
 from neuralgraph.numerics.identifiability import Group, determined, groups, null_space_of_gram
+from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 
 OUTLIER = 0.3
@@ -653,6 +663,109 @@ def classify(
         return "failed"
     beats = trivial is None or score >= trivial + trivial_margin
     return "converged" if score > converged_above and beats else "partial"
+
+
+def classify_joint(
+    score: float,
+    slope_ratios: Sequence[float],
+    cluster_acc: float | None,
+    *,
+    converged_above: float,
+    failed_below: float,
+) -> str:
+    """Class of document 002: ``converged``, ``partial-k``, ``partial-homeo`` or ``failed``.
+
+    Converged asks for rate constants, for every slope ratio in [0.5, 2] and for clusters without
+    error. Partial-k has the rate constants alone. Of the rest, failed lies below ``failed_below``
+    or has a slope ratio below 0.1. Where the homeostasis is wrong but the rate constants are
+    right, the document's definitions of partial-k and failed overlap: partial-k is meant.
+
+    Args:
+        score: ``rate_constants_R2``.
+        slope_ratios: Learned over true slope of each type, or their mean alone (the document's).
+        cluster_acc: ``embedding_cluster_acc``, ``None`` where there is none.
+        converged_above: Bound on the score.
+        failed_below: Bound on the score.
+
+    >>> classify_joint(0.95, [0.4, 1.6], 1.0, converged_above=0.9, failed_below=0.5)
+    'partial-k'
+    """
+    if score > converged_above:
+        is_right = bool(slope_ratios) and all(0.5 <= r <= 2 for r in slope_ratios)
+        return "converged" if is_right and cluster_acc == 1 else "partial-k"
+    if score < failed_below or not slope_ratios or min(slope_ratios) < 0.1:
+        return "failed"
+    return "partial-homeo"
+
+
+def homeostasis_diagnosis(slope_ratio: float) -> str:
+    """What the ratio of a learned to a true homeostatic slope means (document 002).
+
+    >>> homeostasis_diagnosis(1.1), homeostasis_diagnosis(0.0)
+    ('correct', 'inactive: MLP_node stuck at zero')
+    """
+    if abs(slope_ratio) < 0.05:
+        return "inactive: MLP_node stuck at zero"
+    if 0.8 <= slope_ratio <= 1.2:
+        return "correct"
+    if 0.3 <= slope_ratio <= 3:
+        return "partial: direction correct, magnitude off"
+    if slope_ratio < 0:
+        return "wrong: MLP_node drives away from the baseline"
+    return "wrong: MLP_node " + ("overshoots" if slope_ratio > 3 else "undershoots")
+
+
+def substrate_curve_error(learned: Tensor, concentration: Tensor, order: float) -> float:
+    """Root mean square of ``learned - c^order`` relative to that of ``c^order``."""
+    true = concentration.double() ** order
+    error = learned.double() - true
+    return float((error.square().mean() / true.square().mean()).sqrt())
+
+
+def rate_constants_ceiling(
+    true_log_k: Tensor,
+    *,
+    is_determined: Tensor,
+    group: Sequence[Group],
+    prior: tuple[float, float],
+    n_draw: int = 1 << 14,
+) -> float | None:
+    r"""Expected ``rate_constants_R2`` of the posterior mean, $1 - \sum_j \mathrm{Var}_j / SST$.
+
+    log10 k is uniform a priori; the data add the exact value of each determined rate constant and
+    of each determined combination.
+
+    Args:
+        true_log_k: True log10 k, ``(n_rxn,)``.
+        is_determined: ``(n_rxn,)`` bool.
+        group: Undetermined reactions, with what is determined of them.
+        prior: Range of log10 k.
+        n_draw: Points of the integrals.
+    Returns:
+        The expectation, or ``None`` where a group has several determined combinations.
+    Source:
+        own.
+    """
+    y = true_log_k.detach().cpu().double()
+    low, high = prior
+    total = 0.0
+    in_group = torch.zeros_like(is_determined)
+    for one in group:
+        index = torch.tensor(one.members)
+        in_group[index] = True
+        n = len(index)
+        if one.n_null == n:
+            total += n * (high - low) ** 2 / 12
+            continue
+        if one.combination is None:
+            return None
+        value = float(one.combination.double() @ 10 ** y[index])
+        _, variance = log_k_of_combination(one.combination, value, prior, n_draw=n_draw)
+        total += float(variance.sum())
+    if bool((~is_determined & ~in_group).any()):
+        return None
+    spread = float((y - y.mean()).square().sum())
+    return 1 - total / spread if spread > 0 else None
 
 
 def degeneracy_diagnosis(prediction: float, recovery: float) -> str:

@@ -530,6 +530,7 @@ class NetworkSimulator(RevealsPrior):
             "circadian_amplitude": self.circadian.amplitude,
             "circadian_period_min": self.circadian.period_min,
             "warnings": warnings,
+            "log_k_range": [self.log_k_min, self.log_k_max],
             **built.facts,
         }
         for name in ("model", "split"):

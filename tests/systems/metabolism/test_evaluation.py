@@ -25,6 +25,7 @@ SETTINGS = {
     "primary_metric": "exact_edges_identifiable",
     "direction": "maximize",
     "class_metric": "stoichiometry_R2",
+    "class_rule": "score",
     "converged_above": 0.9,
     "failed_below": 0.1,
     "trivial_margin": 0.05,
