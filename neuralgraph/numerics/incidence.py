@@ -115,6 +115,17 @@ class Incidence(nn.Module):
         """Shape and number of entries."""
         return f"{self.n_row} x {self.n_col}, {self.n_edge} entries"
 
+    def product(self, value: Tensor | None, x: Tensor, *, transposed: bool = False) -> Tensor:
+        r"""$A x$ or $A^\top x$, not differentiable: for functions with a backward of their own.
+
+        A small product is computed as (x^T A^T)^T: with few columns that is 2 to 4 times faster.
+        """
+        if self.n_row * self.n_col * x.shape[1] <= DENSE_LIMIT:
+            dense = self.matrix("dense", value, x)
+            return torch.mm(x.t(), dense if transposed else dense.t()).t()
+        kind = "transposed" if transposed else "csr"
+        return self.matrix(kind, value, x) @ x.contiguous()
+
     # -- matrices of the moment -----------------------------------------------------------------
 
     def matrix(self, kind: str, value: Tensor | None, like: Tensor) -> Tensor:
@@ -199,8 +210,13 @@ class _GroupSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, groups: GroupSum, x: Tensor) -> Tensor:
         ctx.counts, ctx.n_group = groups.counts, groups.n_group
-        result, at = x.new_zeros(groups.n_group, *x.shape[1:]), 0
-        for count in groups.counts:
+        counts = [*groups.counts, 0, 0][: max(2, len(groups.counts))]
+        n_first, n_second = counts[:2]
+        result, at = x.new_empty(groups.n_group, *x.shape[1:]), n_first + n_second
+        torch.add(x[:n_second], x[n_first:at], out=result[:n_second])
+        result[n_second:n_first] = x[n_second:n_first]
+        result[n_first:] = 0.0
+        for count in counts[2:]:
             result[:count] += x[at : at + count]
             at += count
         return result
@@ -248,10 +264,9 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pattern: Incidence, value: Tensor | None, x: Tensor) -> Tensor:
         x = x.contiguous()
-        matrix = pattern.matrix("csr", value, x)
         ctx.pattern = pattern
         ctx.save_for_backward(value, x)
-        return matrix @ x
+        return pattern.matrix("csr", value, x) @ x
 
     @staticmethod
     @once_differentiable
@@ -280,7 +295,7 @@ class _DenseProduct(torch.autograd.Function):
         dense = pattern.matrix("dense", value, x)
         ctx.pattern = pattern
         ctx.save_for_backward(dense, x)
-        return dense @ x
+        return torch.mm(x.t(), dense.t()).t()
 
     @staticmethod
     @once_differentiable
@@ -294,5 +309,5 @@ class _DenseProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_value = (g @ x.t()).reshape(-1).index_select(0, pattern.flat)
         if ctx.needs_input_grad[2]:
-            grad_x = dense.t() @ g
+            grad_x = torch.mm(g.t(), dense).t()
         return None, grad_value, grad_x

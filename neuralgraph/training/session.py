@@ -30,6 +30,7 @@ from neuralgraph.core.contracts import Dataset, Objective
 from neuralgraph.core.errors import CheckpointError, ConfigError, TrainingError
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.core.terms import Terms
+from neuralgraph.training.adam import Adam
 from neuralgraph.training.budget import Budget
 from neuralgraph.training.callbacks import Callback, cut_lines
 from neuralgraph.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
@@ -92,7 +93,7 @@ class Session:
         self.model = model.to(self.device)
         self.data = data.to(self.device)
         self.objective = objective
-        self.make_optimizer: OptimizerFactory = optimizer or torch.optim.Adam
+        self.make_optimizer: OptimizerFactory = optimizer or Adam
         self.seed = seed
         self.generator = torch_generator(seed, "batches")
         self.folder = folder
@@ -192,7 +193,8 @@ class Session:
         total = terms.total
         if self.device.type == "cpu" or self.n_steps % 64 == 0:
             self._refuse_non_finite(terms, total)
-        phase.optimizer.zero_grad(set_to_none=True)
+        for parameter in phase.trained:
+            parameter.grad = None
         total.backward()
         for parameters, largest in phase.clipped:
             torch.nn.utils.clip_grad_norm_(parameters, largest)
@@ -256,7 +258,7 @@ class Session:
     # ---- inside --------------------------------------------------------------------------------
 
     def _refuse_non_finite(self, terms: Terms, total: Tensor) -> None:
-        if math.isfinite(float(total.detach())):
+        if math.isfinite(total.item()):
             return
         for name, value in terms.weighted():
             if not bool(torch.isfinite(value)):
@@ -306,7 +308,9 @@ class Phase:
             for prefix, largest in clip.items()
             for group in parameter_groups(session.model, {prefix: 0.0})
         ]
-        self._sums: dict[str, Tensor] = {}
+        self.trained: list[Tensor] = [p for group in groups for p in group["params"]]
+        self._sums: dict[str, Tensor | float] = {}
+        self._is_cpu = session.device.type == "cpu"
         self._n = 0
 
     def epochs(self, n_epochs: int) -> Iterator[int]:
@@ -333,9 +337,12 @@ class Phase:
 
     def count(self, terms: Terms) -> None:
         """Add the terms of one step to the epoch's means."""
-        for name, value in terms.weighted():
-            value = value.double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        sums = self._sums
+        for name, value in terms.values.items():
+            weight = terms.weights[name]
+            # numbers on a CPU; on a GPU nothing may wait for the device
+            term = weight * (value.item() if self._is_cpu else value.detach().double())
+            sums[name] = sums[name] + term if name in sums else term
         self._n += 1
 
     def _first_epoch(self) -> int | None:

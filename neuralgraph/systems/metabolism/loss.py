@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from neuralgraph.core.errors import ConfigError, TrainingError
 from neuralgraph.core.terms import Terms
@@ -185,8 +186,9 @@ class MetabolismObjective:
     def _reduce(self, error: Tensor, model: Metabolism_Propagation) -> Tensor:
         weight = self._metabolite_weight(model, error)
         if self.kind == "mse":
-            square = error.square()
-            return (square if weight is None else square * weight).mean()
+            if weight is None:
+                return cast(Tensor, _MeanSquare.apply(error))
+            return (error.square() * weight).mean()
         if weight is not None:
             error = error * weight.sqrt()
         return torch.linalg.vector_norm(error, dim=-1).mean()
@@ -212,7 +214,7 @@ class MetabolismObjective:
 
     def _add_stoichiometry(self, terms: Terms, model: Metabolism_Propagation) -> None:
         names = ("coeff_S_L1", "coeff_S_L2", "coeff_S_integer", "coeff_mass_conservation")
-        wanted = {name: self.coefficient(name) for name in names if self.coefficient(name) > 0}
+        wanted = {name: weight for name in names if (weight := self.coefficient(name)) > 0}
         if not wanted or model.is_stoichiometry_given:
             return
         sto_all = model.sto_all
@@ -268,3 +270,19 @@ class MetabolismObjective:
         return torch.stack(
             [c.expand(n_level, N_GRID), level.unsqueeze(1).expand(n_level, N_GRID)], dim=2
         )
+
+
+class _MeanSquare(torch.autograd.Function):
+    """Mean of squares, one product each way."""
+
+    @staticmethod
+    def forward(ctx: Any, error: Tensor) -> Tensor:
+        ctx.save_for_backward(error)
+        flat = error.reshape(-1)
+        return torch.dot(flat, flat) / flat.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (error,) = ctx.saved_tensors
+        return error * (grads[0] * (2 / error.numel()))

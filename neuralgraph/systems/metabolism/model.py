@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.nn.bipartite import BipartitePropagation
-from neuralgraph.nn.mlp import MLP, PowerLawMLP
+from neuralgraph.nn.mlp import MLP, PowerLawMLP, rate_of_sums
 from neuralgraph.numerics.incidence import GroupSum, Incidence
 from neuralgraph.numerics.interpolation import cubic_interpolate
 
@@ -509,20 +509,19 @@ class Metabolism_Propagation(BipartitePropagation):
             total = self.edges_of_rxn(message)
         else:
             total = self.sum_messages(self.to_reaction, message.view(-1, n_batch * width), None)
-        last = self.msg_mlp.last
-        h = torch.nn.functional.linear(total.view(self.n_rxn, n_batch, width), last.weight)
-        if last.bias is not None:
-            h = torch.addcmul(h, count.view(-1, 1, 1), last.bias)
-        rate = softplus(self.rate_mlp.single(h))
+        total = total.view(self.n_rxn, n_batch, width)
+        rate = rate_of_sums(total, count, self.msg_mlp, self.rate_mlp)
         if is_grouped:
             assert self.edges_of_rxn is not None
             rate = self.edges_of_rxn.in_given_order(rate)
-        return rate * torch.exp(LN10 * self.log_k).unsqueeze(1)
+        return softplus(rate) * torch.exp(LN10 * self.log_k).unsqueeze(1)
 
     def _mass_action(self, c: Tensor) -> Tensor:
         """``(n_met, n_batch) -> (n_rxn, n_batch)``."""
         is_product = self.aggregation == "multiply"
         message = self._substrate(c, is_product)
+        if is_product and not self.is_softplus and self.fused:
+            return cast(Tensor, _ProductRate.apply(self.to_reaction, message, self.log_k))
         total = self.sum_messages(self.to_reaction, message, None)
         log_k = (LN10 * self.log_k).unsqueeze(1)
         if is_product and not self.is_softplus:
@@ -565,7 +564,7 @@ class Metabolism_Propagation(BipartitePropagation):
         start = cell.long()
         if self.order_levels.numel() > 1:
             start = (start.view_as(c) + (n_node * self.level_input).unsqueeze(1)).view(-1)
-        return cubic_interpolate(table.flatten(), start, position - cell).view_as(c)
+        return cubic_interpolate(table.view(-1), start, position - cell).view_as(c)
 
     def _substrate_at(self, c: Tensor, order: Tensor, is_log: bool) -> Tensor:
         if isinstance(self.MLP_sub, PowerLawMLP):
@@ -611,6 +610,25 @@ class _Reflected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (is_wrong,) = ctx.saved_tensors
         return torch.where(is_wrong, -grads[0], grads[0]), None
+
+
+class _ProductRate(torch.autograd.Function):
+    """k_j times a product over substrates, from the factors' logarithms ``(n_input, n_batch)``."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Incidence, message: Tensor, log_k: Tensor) -> Tensor:
+        v = torch.add(graph.product(None, message), log_k.unsqueeze(1), alpha=LN10).exp_()
+        ctx.graph = graph
+        ctx.save_for_backward(v)
+        return v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (v,) = ctx.saved_tensors
+        g = grads[0] * v
+        grad_log_k = g.sum(1).mul_(LN10) if ctx.needs_input_grad[2] else None
+        return None, ctx.graph.product(None, g, transposed=True), grad_log_k
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
