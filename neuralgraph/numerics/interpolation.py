@@ -36,11 +36,18 @@ _POWERS = {
 }
 
 
+_KEPT: dict[tuple[str, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+
 def _weights(t: Tensor, kind: str) -> Tensor:
     """Weights of the four neighbours, or their derivatives, ``(4, n)``."""
+    key = (kind, t.dtype, t.device)
+    if key not in _KEPT:
+        ones = torch.ones(1, dtype=t.dtype, device=t.device)
+        _KEPT[key] = (t.new_tensor(_POWERS[kind]) / 6, ones)
+    matrix, one = _KEPT[key]
     square = t * t
-    powers = torch.stack([torch.ones_like(t), t, square, square * t])
-    return t.new_tensor(_POWERS[kind]).div_(6) @ powers
+    return matrix @ torch.stack([one.expand_as(t), t, square, square * t])
 
 
 class _Cubic(torch.autograd.Function):

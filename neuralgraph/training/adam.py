@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -13,8 +14,9 @@ class Adam(torch.optim.Adam):
     r"""``torch.optim.Adam(fused=True)`` without the bookkeeping of a step.
 
     The same fused kernel on the same state, hence the same numbers, bit by bit, and the same state
-    dict. Lists of parameters and moments are gathered once instead of at every step, which for ten
-    small parameters is most of the time of a step. Profiler ranges and step hooks are left out.
+    dict. Lists of parameters and moments are gathered once instead of at every step, and a group
+    counts its steps once (written into the state where somebody asks for it): for ten small
+    parameters the rest is most of the time of a step. Profiler ranges and step hooks are left out.
     Where a parameter has no gradient, the step is torch's own.
 
     Args:
@@ -29,7 +31,7 @@ class Adam(torch.optim.Adam):
         Kingma & Ba (2015); kernel: PyTorch.
     """
 
-    _gathered: list[tuple[list[Tensor], ...]] | None = None
+    _gathered: list[_Lists] | None = None
 
     def __init__(
         self,
@@ -48,11 +50,17 @@ class Adam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch."""
-        super().load_state_dict(state_dict)
         self._gathered = None
+        super().load_state_dict(state_dict)
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """As in torch."""
+        self._write_steps()
+        return super().state_dict()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch."""
+        self._write_steps()
         super().add_param_group(param_group)
         self._gathered = None
 
@@ -61,8 +69,8 @@ class Adam(torch.optim.Adam):
         if self._gathered is None or closure is not None:
             return self._plain_step(closure)
         gradients: list[list[Tensor]] = []
-        for parameters, *_ in self._gathered:
-            of_group = [p.grad for p in parameters]
+        for lists in self._gathered:
+            of_group = [p.grad for p in lists.parameters]
             if any(g is None for g in of_group):
                 return self._plain_step(None)
             gradients.append(cast("list[Tensor]", of_group))
@@ -70,15 +78,14 @@ class Adam(torch.optim.Adam):
             for group, of_group, lists in zip(
                 self.param_groups, gradients, self._gathered, strict=True
             ):
-                parameters, first, second, steps = lists
-                torch._foreach_add_(steps, 1)
+                lists.step += 1
                 torch._fused_adam_(
-                    parameters,
+                    lists.parameters,
                     of_group,
-                    first,
-                    second,
+                    lists.first,
+                    lists.second,
                     [],
-                    steps,
+                    [lists.step] * len(of_group),
                     lr=group["lr"],
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],
@@ -93,22 +100,46 @@ class Adam(torch.optim.Adam):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _plain_step(self, closure: Callable[[], float] | None) -> Any:
-        result = super().step(closure)
+        self._write_steps()
         self._gathered = None
+        result = super().step(closure)
         if all(group["fused"] for group in self.param_groups):
             self._gathered = self._gather()
         return result
 
-    def _gather(self) -> list[tuple[list[Tensor], ...]] | None:
+    def _gather(self) -> list[_Lists] | None:
         gathered = []
         for group in self.param_groups:
             parameters = cast("list[Tensor]", group["params"])
-            states = [self.state.get(p) for p in parameters]
+            states = [cast(Any, self.state.get(p)) for p in parameters]
             if not all(states) or len({(p.device, p.dtype) for p in parameters}) > 1:
                 return None
-            lists = ([cast(Any, state)[name] for state in states] for name in _STATE)
-            gathered.append((parameters, *lists))
+            steps = [state["step"] for state in states]
+            if len({float(step) for step in steps}) > 1:
+                return None
+            gathered.append(
+                _Lists(
+                    parameters,
+                    [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states],
+                    steps,
+                    steps[0].clone(),
+                )
+            )
         return gathered
 
+    def _write_steps(self) -> None:
+        for lists in self._gathered or ():
+            for step in lists.steps:
+                step.copy_(lists.step)
 
-_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+@dataclass
+class _Lists:
+    """State of a group; ``step`` is in force, ``steps`` are those of the state."""
+
+    parameters: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    steps: list[Tensor]
+    step: Tensor

@@ -141,9 +141,10 @@ class MetabolismObjective:
         """
         if batch.future is not None:
             error, homeostasis = self._rollout_error(model, batch)
+            loss = self._reduce(error, model)
         else:
-            error, homeostasis = self._derivative_error(model, batch)
-        terms = Terms(self._reduce(error, model))
+            loss, homeostasis = self._derivative_loss(model, batch)
+        terms = Terms(loss)
         self._add_stoichiometry(terms, model)
         self._add_functions(terms, model, homeostasis)
         weight = self.coefficient("coeff_k_floor")
@@ -152,7 +153,7 @@ class MetabolismObjective:
             terms.add("coeff_k_floor", short.square().sum(), weight)
         return terms
 
-    def _derivative_error(
+    def _derivative_loss(
         self, model: Metabolism_Propagation, batch: MetabolismBatch
     ) -> tuple[Tensor, Tensor | None]:
         if batch.dx_dt is None:
@@ -161,8 +162,12 @@ class MetabolismObjective:
                 "dataset, or train on rollouts (recurrent_training=true, time_step > 1)"
             )
         reaction, homeostasis = model.parts(batch.concentration, batch.inputs)
+        if self.kind == "mse" and self.metabolite_weights == "none":
+            loss = _MeanSquare.apply(batch.dx_dt, reaction, homeostasis)
+            return cast(Tensor, loss), homeostasis
         error = reaction - batch.dx_dt
-        return (error if homeostasis is None else error + homeostasis), homeostasis
+        error = error if homeostasis is None else error + homeostasis
+        return self._reduce(error, model), homeostasis
 
     def _rollout_error(
         self, model: Metabolism_Propagation, batch: MetabolismBatch
@@ -186,9 +191,8 @@ class MetabolismObjective:
     def _reduce(self, error: Tensor, model: Metabolism_Propagation) -> Tensor:
         weight = self._metabolite_weight(model, error)
         if self.kind == "mse":
-            if weight is None:
-                return cast(Tensor, _MeanSquare.apply(error))
-            return (error.square() * weight).mean()
+            square = error.square()
+            return (square if weight is None else square * weight).mean()
         if weight is not None:
             error = error * weight.sqrt()
         return torch.linalg.vector_norm(error, dim=-1).mean()
@@ -273,16 +277,21 @@ class MetabolismObjective:
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean of squares, one product each way."""
+    """Mean square of (reaction + homeostasis - target) as one node."""
 
     @staticmethod
-    def forward(ctx: Any, error: Tensor) -> Tensor:
+    def forward(ctx: Any, target: Tensor, reaction: Tensor, homeostasis: Tensor | None) -> Tensor:
+        error = reaction - target
+        if homeostasis is not None:
+            error += homeostasis
         ctx.save_for_backward(error)
+        ctx.has_homeostasis = homeostasis is not None
         flat = error.reshape(-1)
-        return torch.dot(flat, flat) / flat.numel()
+        return torch.dot(flat, flat).div_(flat.numel())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None]:
         (error,) = ctx.saved_tensors
-        return error * (grads[0] * (2 / error.numel()))
+        g = error * (grads[0] * (2 / error.numel()))
+        return None, g, g if ctx.has_homeostasis else None

@@ -537,7 +537,9 @@ class Metabolism_Propagation(BipartitePropagation):
         c_input = c.index_select(0, self.met_input)
         n_level = self.order_levels.numel()
         n_node = self.tabulate if self.order_input is not None else None
-        if n_node is not None and c_input.numel() > 2 * n_level * n_node:
+        # on a GPU the evaluations are cheaper than the waiting that building a table takes
+        is_cpu = c.device.type == "cpu"
+        if n_node is not None and is_cpu and c_input.numel() > 2 * n_level * n_node:
             value = self._substrate_from_table(c_input, is_log, n_node)
         else:
             value = self._substrate_at(c_input, self.order, is_log)
@@ -549,17 +551,17 @@ class Metabolism_Propagation(BipartitePropagation):
     def _substrate_from_table(self, c: Tensor, is_log: bool, n_node: int) -> Tensor:
         """The same from ``n_node`` values per |s|, spaced evenly in log c over what c covers."""
         x = c.clamp_min(SMALLEST_CONCENTRATION).log().view(-1)
-        low, high = x.detach().aminmax()
+        low, high = (end.item() for end in x.detach().aminmax())
         # one node of margin on both sides, so that four neighbours always exist
-        step = ((high - low) / (n_node - 3)).clamp_min(1e-6)
-        node = torch.addcmul(low, step, torch.arange(-1, n_node - 1, device=c.device))
+        step = max((high - low) / (n_node - 3), 1e-6)
+        node = torch.linspace(low - step, low + (n_node - 2) * step, n_node, dtype=c.dtype)
         node = node.expand(self.order_levels.numel(), n_node)
         if isinstance(self.MLP_sub, PowerLawMLP):
             table = self.MLP_sub.log_value_at(node, self.order_levels)
             table = table if is_log else table.exp()
         else:
             table = self._substrate_at(node.exp(), self.order_levels, is_log)
-        position = (x - low) / step
+        position = (x - low) * (1 / step)
         cell = position.detach().floor().clamp_(0, n_node - 4)
         start = cell.long()
         if self.order_levels.numel() > 1:
