@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from neuralgraph.core.errors import ConfigError
+from neuralgraph.numerics.incidence import GroupSum
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU, "relu": nn.ReLU}
 
@@ -175,49 +176,57 @@ def _parameters(layers: list[nn.Linear]) -> list[Tensor | None]:
 # respect to tanh(z), g s (1 - s) is kept; the missing factors 4 are collected in ``k``.
 
 
-def _forward(s: Tensor, parameters: Sequence[Tensor | None], is_single: bool) -> list[Tensor]:
-    """Hidden values of the further layers, ``s`` being the first; at last the result."""
+def _hidden(s: Tensor, parameters: Sequence[Tensor | None]) -> list[Tensor]:
+    """``s`` of the first hidden layer, then of those after it."""
     kept = [s]
-    n_hidden = len(parameters) - 2 if is_single else len(parameters)
-    for i in range(0, n_hidden, 2):
+    for i in range(0, len(parameters), 2):
         weight, bias = cast(Tensor, parameters[i]), cast(Tensor, parameters[i + 1])
         s = torch.addmm(bias - weight.sum(1), s, weight.t(), beta=2, alpha=4).sigmoid_()
         kept.append(s)
-    if is_single:
-        weight, bias = cast(Tensor, parameters[-2])[0], parameters[-1]
-        shift = -weight.sum() if bias is None else bias - weight.sum()
-        kept.append(torch.addmv(shift, s, weight, alpha=2))
-    else:
-        kept.append(torch.add(s.new_tensor(-1.0), s, alpha=2))
     return kept
+
+
+def _forward(s: Tensor, parameters: Sequence[Tensor | None], is_single: bool) -> list[Tensor]:
+    """The same and the result: of the last layer where ``is_single``, else hidden values."""
+    if not is_single:
+        kept = _hidden(s, parameters)
+        return [*kept, torch.add(_MINUS_ONE.to(s), kept[-1], alpha=2)]
+    kept = _hidden(s, parameters[:-2])
+    weight, bias = cast(Tensor, parameters[-2])[0], parameters[-1]
+    shift = -weight.sum() if bias is None else bias - weight.sum()
+    return [*kept, torch.addmv(shift, kept[-1], weight, alpha=2)]
+
+
+_MINUS_ONE = torch.tensor(-1.0)
 
 
 def _backward(
     g: Tensor, kept: Sequence[Tensor], parameters: Sequence[Tensor | None], is_single: bool
 ) -> tuple[Tensor, float, list[Tensor | None]]:
     """Gradient at the first layer, ``k`` times which counts, and those of later parameters."""
+    if not is_single:
+        q = torch.ops.aten.sigmoid_backward(g, kept[-1])
+        return _backward_hidden(q, 4.0, kept, parameters)
+    s, bias = kept[-1], parameters[-1]
+    total = g.sum()
+    grad_weight = torch.addmv(-total, s.t(), g, alpha=2).unsqueeze(0)
+    q = g.unsqueeze(1) * cast(Tensor, parameters[-2])
+    q = torch.ops.aten.sigmoid_backward(q, s, grad_input=q)
+    q, k, found = _backward_hidden(q, 4.0, kept, parameters[:-2])
+    return q, k, [*found, grad_weight, None if bias is None else total.view(1)]
+
+
+def _backward_hidden(
+    q: Tensor, k: float, kept: Sequence[Tensor], parameters: Sequence[Tensor | None]
+) -> tuple[Tensor, float, list[Tensor | None]]:
     found: list[Tensor | None] = []
-    s = kept[-1]
-    n_hidden = len(parameters)
-    if is_single:
-        n_hidden -= 2
-        weight, bias = cast(Tensor, parameters[-2]), parameters[-1]
-        total = g.sum()
-        found = [torch.addmv(-total, s.t(), g, alpha=2).unsqueeze(0)]
-        found.append(None if bias is None else total.view(1))
-        g = g.unsqueeze(1) * weight
-    q = torch.ops.aten.sigmoid_backward(g, s)
-    k = 4.0
-    for i in range(n_hidden - 2, -1, -2):
+    for i in range(len(parameters) - 2, -1, -2):
         s, weight = kept[i // 2], cast(Tensor, parameters[i])
         total = q.sum(0)
-        found = [
-            torch.addmm(total.unsqueeze(1), q.t(), s, beta=-k, alpha=2 * k),
-            total.mul_(k),
-            *found,
-        ]
-        # total is scaled in place after the line above has used it
-        q = torch.ops.aten.sigmoid_backward(q @ weight, s)
+        grad_weight = torch.addmm(total.unsqueeze(1), q.t(), s, beta=-k, alpha=2 * k)
+        found = [grad_weight, total.mul_(k), *found]
+        q = q @ weight
+        q = torch.ops.aten.sigmoid_backward(q, s, grad_input=q)
         k *= 4.0
     return q, k, found
 
@@ -266,7 +275,9 @@ class _Grid(torch.autograd.Function):
         x, scale, *rest = ctx.saved_tensors
         kept, parameters = rest[: ctx.n_kept], rest[ctx.n_kept :]
         q, k, found = _backward(grads[0], kept, parameters[2:], ctx.is_single)
-        grad_value, grad_feature = _grad_pairs(q, k, parameters[0], scale, ctx)
+        grad_value, grad_feature = _grad_pairs(
+            q, k, parameters[0], scale, ctx.shape, ctx.needs_input_grad[:2]
+        )
         return grad_value, grad_feature, None, None, *_grad_first(q, k, x), *found
 
 
@@ -289,20 +300,20 @@ def _pairs(value: Tensor, feature: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _grad_pairs(
-    q: Tensor, k: float, weight: Tensor, scale: Tensor | None, ctx: Any
+    q: Tensor, k: float, weight: Tensor, scale: Tensor | None, shape: Any, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of value and feature, from that at the first layer."""
     grad_value = grad_feature = None
-    if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+    if not any(needs):
         return None, None
     weight = weight * k if scale is None else weight * (k * scale)
-    if ctx.needs_input_grad[0]:
-        grad_value = torch.mv(q, weight[:, 0]).view(ctx.shape)
-    if ctx.needs_input_grad[1]:
+    if needs[0]:
+        grad_value = torch.mv(q, weight[:, 0]).view(shape)
+    if needs[1]:
         if weight.shape[1] == 2:
-            grad_feature = torch.mv(q, weight[:, 1]).view(ctx.shape).sum(1, keepdim=True)
+            grad_feature = torch.mv(q, weight[:, 1]).view(shape).sum(1, keepdim=True)
         else:
-            grad_feature = q.view(*ctx.shape, -1).sum(1) @ weight[:, 1:]
+            grad_feature = q.view(*shape, -1).sum(1) @ weight[:, 1:]
     return grad_value, grad_feature
 
 
@@ -332,7 +343,9 @@ class _PowerLaw(torch.autograd.Function):
         g = grads[0]
         padded = torch.cat([g, -g.sum(1, keepdim=True)], dim=1).view(-1)
         q, k, found = _backward(padded, kept, (*parameters[2:], None), True)
-        grad_log_c, grad_order = _grad_pairs(q, k, parameters[0], None, ctx)
+        grad_log_c, grad_order = _grad_pairs(
+            q, k, parameters[0], None, ctx.shape, ctx.needs_input_grad[:2]
+        )
         if grad_log_c is not None:
             grad_log_c = torch.addcmul(grad_log_c[:, :-1], g, order.unsqueeze(1) * power)
         if grad_order is not None:
@@ -341,73 +354,123 @@ class _PowerLaw(torch.autograd.Function):
         return grad_log_c, grad_order, grad_power, *_grad_first(q, k, x), *found[:-1]
 
 
-class _RateOfSums(torch.autograd.Function):
-    """Rate network of sums of messages, without ever forming the messages' last layer.
+class _RateOfMessages(torch.autograd.Function):
+    """Rate network of summed messages, without ever forming the messages' last layer.
 
     With the sum h of hidden values over n messages, that layer gives V h + n a; the first layer
-    of the rate network, W (V h + n a) + b, is one product with W V.
+    of the rate network, W (V h + n a) + b, is one product with W V. Of h = 2 s - n the sums s of
+    sigmoids are formed.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        total: Tensor,
+        groups: GroupSum,
+        value: Tensor,
+        feature: Tensor,
+        scale: Tensor | None,
         count: Tensor,
-        last: Tensor,
-        last_bias: Tensor | None,
+        n_hidden: int,
         *parameters: Tensor | None,
     ) -> Tensor:
-        weight, bias = cast(Tensor, parameters[0]), cast(Tensor, parameters[1])
-        n, n_batch, width = total.shape
-        x = total.reshape(-1, width)
+        hidden, (last, last_bias), rate = _split(parameters, n_hidden)
+        x = _pairs(value, feature, scale)
+        of_messages = _hidden(_first(x, hidden), hidden[2:])
+        total = groups.total(of_messages[-1].view(*value.shape, -1))
+        weight, bias = cast(Tensor, rate[0]), cast(Tensor, rate[1])
         both = weight @ last
-        z = torch.addmm(bias, x, both.t(), beta=2, alpha=2)
-        if last_bias is not None:
-            shift = torch.outer(count, (weight @ last_bias).mul_(2)).unsqueeze(1)
-            z.view(n, n_batch, -1).add_(shift)
-        *kept, value = _forward(z.sigmoid_(), parameters[2:], True)
-        ctx.n_kept, ctx.shape = len(kept), total.shape
-        ctx.save_for_backward(x, count, last, last_bias, both, *kept, *parameters)
-        return value.view(n, n_batch)
+        z = torch.addmm(bias, total.view(-1, both.shape[1]), both.t(), beta=2, alpha=4)
+        shift = -both.sum(1) if last_bias is None else weight @ last_bias - both.sum(1)
+        z.view(groups.n_group, -1, z.shape[1]).add_(torch.outer(count, shift.mul_(2)).unsqueeze(1))
+        *kept, result = _forward(z.sigmoid_(), rate[2:], True)
+        ctx.groups, ctx.n_hidden, ctx.shape = groups, n_hidden, value.shape
+        ctx.n_kept = (len(of_messages), len(kept))
+        ctx.save_for_backward(x, scale, count, total, both, *of_messages, *kept, *parameters)
+        return result.view(groups.n_group, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, count, last, last_bias, both, *rest = ctx.saved_tensors
-        kept, parameters = rest[: ctx.n_kept], rest[ctx.n_kept :]
-        weight = parameters[0]
-        q, k, found = _backward(grads[0].reshape(-1), kept, parameters[2:], True)
-        n, n_batch = ctx.shape[:2]
-        grad_both = torch.mm(q.t(), x).mul_(k)
+        x, scale, count, total, both, *rest = ctx.saved_tensors
+        at, end = ctx.n_kept[0], sum(ctx.n_kept)
+        of_messages, kept, parameters = rest[:at], rest[at:end], rest[end:]
+        hidden, (last, last_bias), rate = _split(parameters, ctx.n_hidden)
+        groups, weight = ctx.groups, rate[0]
+        q, k, found = _backward(grads[0].reshape(-1), kept, rate[2:], True)
+        per_group = q.view(groups.n_group, -1, q.shape[1]).sum(1)
+        counted = torch.mv(per_group.t(), count)
+        summed = total.view(-1, both.shape[1])
+        grad_both = torch.addmm(counted.unsqueeze(1), q.t(), summed, beta=-k, alpha=2 * k)
         grad_weight, grad_last = grad_both @ last.t(), weight.t() @ grad_both
-        grad_total = torch.mm(q, both * k).view(ctx.shape)
-        per_group = q.view(n, n_batch, -1).sum(1)
         grad_last_bias = None
         if last_bias is not None:
-            grad_shift = torch.mv(per_group.t(), count).mul_(k)
-            grad_weight.addr_(grad_shift, last_bias)
-            grad_last_bias = torch.mv(weight.t(), grad_shift)
+            grad_weight.addr_(counted, last_bias, alpha=k)
+            grad_last_bias = torch.mv(weight.t(), counted).mul_(k)
         grad_bias = per_group.sum(0).mul_(k)
-        return grad_total, None, grad_last, grad_last_bias, grad_weight, grad_bias, *found
+        g = torch.mm(q, both * k).view_as(total)
+        q = torch.empty_like(of_messages[-1])
+        s, spread, at = of_messages[-1].view(*ctx.shape, -1), q.view(*ctx.shape, -1), 0
+        for n in groups.counts:
+            part = slice(at, at + n)
+            torch.ops.aten.sigmoid_backward(g[:n], s[part], grad_input=spread[part])
+            at += n
+        q, k, found_hidden = _backward_hidden(q, 4.0, of_messages, hidden[2:])
+        needs = ctx.needs_input_grad[1:3]
+        grad_value, grad_feature = _grad_pairs(q, k, hidden[0], scale, ctx.shape, needs)
+        return (
+            *(None, grad_value, grad_feature, None, None, None),
+            *_grad_first(q, k, x),
+            *found_hidden,
+            *(grad_last, grad_last_bias),
+            *(grad_weight, grad_bias),
+            *found,
+        )
 
 
-def rate_of_sums(total: Tensor, count: Tensor, message: MLP, rate: MLP) -> Tensor:
-    """``rate`` of summed messages, from the sums of the messages' hidden values.
+def _split(parameters: Sequence[Any], n_hidden: int) -> tuple[Any, Any, Any]:
+    return parameters[:n_hidden], parameters[n_hidden : n_hidden + 2], parameters[n_hidden + 2 :]
+
+
+def rate_of_messages(
+    groups: GroupSum, value: Tensor, feature: Tensor, count: Tensor, message: MLP, rate: MLP
+) -> Tensor:
+    """``rate`` of the sums over groups of ``message(value[n, b], feature[n])``.
 
     Args:
-        total: Sums over groups of :meth:`MLP.hidden` of ``message``,
-            ``(n, n_batch, hidden_dim)``.
-        count: Number of messages of each group, ``(n,)``.
+        groups: Which messages are summed.
+        value: First input of the messages, ``(n, n_batch)``, rows as ``groups`` wants them.
+        feature: Remaining inputs, ``(n, n_in - 1)``.
+        count: Number of messages of each group, ``(n_group,)``, in the order of ``groups.group``.
         message: Network of the messages; its last layer commutes with the sum.
         rate: Network with one output.
 
     Returns:
-        ``(n, n_batch)``.
+        ``(n_group, n_batch)``, in the order of ``groups.group``.
     """
-    last, layers = message.last, rate._linear_layers()
-    if rate.is_tanh and len(layers) > 1 and not rate.is_scaled:
-        rows = _RateOfSums.apply(total, count, last.weight, last.bias, *_parameters(layers))
-        return cast(Tensor, rows)
+    of_message, of_rate = message._linear_layers(), rate._linear_layers()
+    is_fused = message.is_tanh and rate.is_tanh and not rate.is_scaled
+    if not is_fused or len(of_message) == 1 or len(of_rate) == 1:
+        return rate_of_sums(groups(message.hidden_grid(value, feature)), count, message, rate)
+    scale = message.input_scale if message.is_scaled else None
+    parameters = _parameters([*of_message, *of_rate])
+    n_hidden = 2 * len(of_message) - 2
+    result = _RateOfMessages.apply(groups, value, feature, scale, count, n_hidden, *parameters)
+    return cast(Tensor, result)
+
+
+def rate_of_sums(total: Tensor, count: Tensor, message: MLP, rate: MLP) -> Tensor:
+    """The same from sums over groups of :meth:`MLP.hidden` of ``message``.
+
+    Args:
+        total: The sums, ``(n_group, n_batch, hidden_dim)``.
+        count: Number of messages of each group, ``(n_group,)``.
+        message: Network of the messages.
+        rate: Network with one output.
+
+    Returns:
+        ``(n_group, n_batch)``.
+    """
+    last = message.last
     h = nn.functional.linear(total, last.weight)
     if last.bias is not None:
         h = torch.addcmul(h, count.view(-1, 1, 1), last.bias)

@@ -201,6 +201,19 @@ class GroupSum(nn.Module):
         """``(n_row, *) -> (n_group, *)``, rows in :attr:`order`, groups in :attr:`group`."""
         return cast(Tensor, _GroupSum.apply(self, x))  # pyright: ignore[reportUnknownMemberType]
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sums, not differentiable: for functions with a backward of their own."""
+        counts = [*self.counts, 0, 0][: max(2, len(self.counts))]
+        n_first, n_second = counts[:2]
+        result, at = x.new_empty(self.n_group, *x.shape[1:]), n_first + n_second
+        torch.add(x[:n_second], x[n_first:at], out=result[:n_second])
+        result[n_second:n_first] = x[n_second:n_first]
+        result[n_first:] = 0.0
+        for count in counts[2:]:
+            result[:count] += x[at : at + count]
+            at += count
+        return result
+
     def in_given_order(self, y: Tensor) -> Tensor:
         """Rows of a result back in the order of group numbers."""
         return cast(Tensor, _Permuted.apply(y, self.rank, self.group))  # pyright: ignore[reportUnknownMemberType]
@@ -209,17 +222,8 @@ class GroupSum(nn.Module):
 class _GroupSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, groups: GroupSum, x: Tensor) -> Tensor:
-        ctx.counts, ctx.n_group = groups.counts, groups.n_group
-        counts = [*groups.counts, 0, 0][: max(2, len(groups.counts))]
-        n_first, n_second = counts[:2]
-        result, at = x.new_empty(groups.n_group, *x.shape[1:]), n_first + n_second
-        torch.add(x[:n_second], x[n_first:at], out=result[:n_second])
-        result[n_second:n_first] = x[n_second:n_first]
-        result[n_first:] = 0.0
-        for count in counts[2:]:
-            result[:count] += x[at : at + count]
-            at += count
-        return result
+        ctx.counts = groups.counts
+        return groups.total(x)
 
     @staticmethod
     @once_differentiable

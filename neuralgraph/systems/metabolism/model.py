@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.nn.bipartite import BipartitePropagation
-from neuralgraph.nn.mlp import MLP, PowerLawMLP, rate_of_sums
+from neuralgraph.nn.mlp import MLP, PowerLawMLP, rate_of_messages, rate_of_sums
 from neuralgraph.numerics.incidence import GroupSum, Incidence
 from neuralgraph.numerics.interpolation import cubic_interpolate
 
@@ -498,7 +498,14 @@ class Metabolism_Propagation(BipartitePropagation):
             assert self.edges_of_rxn is not None
             order = order.index_select(0, self.edges_of_rxn.order)
             met_input, count = self.met_grouped, self.n_sub_grouped
-        message = self.msg_mlp.hidden_grid(c.index_select(0, met_input), order.unsqueeze(1))
+        c_input, order = c.index_select(0, met_input), order.unsqueeze(1)
+        if is_grouped and self.has_roles:
+            assert self.edges_of_rxn is not None
+            rate = rate_of_messages(
+                self.edges_of_rxn, c_input, order, count, self.msg_mlp, self.rate_mlp
+            )
+            return self._times_k(self.edges_of_rxn.in_given_order(rate))
+        message = self.msg_mlp.hidden_grid(c_input, order)
         if not self.has_roles:
             at_zero = self.msg_mlp.hidden_grid(c, c.new_zeros(self.n_met, 1))
             message = message - at_zero.index_select(0, met_input)
@@ -514,6 +521,9 @@ class Metabolism_Propagation(BipartitePropagation):
         if is_grouped:
             assert self.edges_of_rxn is not None
             rate = self.edges_of_rxn.in_given_order(rate)
+        return self._times_k(rate)
+
+    def _times_k(self, rate: Tensor) -> Tensor:
         return softplus(rate) * torch.exp(LN10 * self.log_k).unsqueeze(1)
 
     def _mass_action(self, c: Tensor) -> Tensor:
