@@ -79,3 +79,19 @@ def register() -> None:
 
 register()
 CONFIG_FOLDER = config_folder()
+
+
+def experiment(name: str, *overrides: str) -> dict[str, Any]:
+    """Resolved config of an experiment as a plain dictionary, for notebooks.
+
+    Args:
+        name: Experiment, as in ``+experiment=NAME``.
+        overrides: As on the command line, ``"seed=7"``.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        cfg = compose("train", [f"+experiment={name}", *overrides])
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]

@@ -225,6 +225,15 @@ def test_show_config_and_help_answer_at_once(command):
     assert "+experiment=NAME" in text and "linear_smoke" in text
 
 
+def test_the_ten_lines_of_the_readme_run(capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python")[1].split("```")[0]
+    small = '"seed=42", "simulator.n_met=20", "simulator.n_rxn=30", "budget=smoke"'
+    assert '"seed=42"' in code
+    exec(code.replace('"seed=42"', small), {})
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
+
+
 def test_wandb_offline_keeps_config_scores_and_baselines(command, tmp_path, monkeypatch):
     """Nothing is sent; the run is finished, and mirrors what the files hold."""
     monkeypatch.setenv("WANDB_SILENT", "true")
