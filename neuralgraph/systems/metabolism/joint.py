@@ -41,6 +41,12 @@ EXACT = 1e-9
 """Relative residual at which a law is exact: only rounding is left to explain."""
 POWERS = tuple(0.25 * n for n in range(1, 13))
 """Powers the scan starts from."""
+TAUS = tuple(4.0**n for n in range(12))
+"""Factors by which the covariances of the lines may be too small."""
+N_CELLS = (16, 32, 64)
+"""Cells of the splines in log c that are tried, coarse to fine."""
+LARGEST_BASIS = 40_000_000
+"""Numbers that the features of a finer spline may take in memory."""
 LARGEST_GROUP = 32
 """Undetermined groups beyond this keep their minimum-norm solution."""
 TYPE_TOLERANCE = 1e-3
@@ -353,14 +359,11 @@ class JointFit:
     score: float
 
 
-def fit_joint(
-    data: KineticData, *, n_cell: int = 16, n_iteration: int = 30, n_some: int = 1024
-) -> JointFit:
+def fit_joint(data: KineticData, *, n_iteration: int = 30, n_some: int = 1024) -> JointFit:
     """Substrate law, rate constants and homeostatic lines.
 
     Args:
         data: Frames and graph.
-        n_cell: Cells of the splines in log c.
         n_iteration: Bound on Gauss–Newton steps.
         n_some: Frames of the scan over powers and of the splines, evenly spaced.
 
@@ -386,7 +389,7 @@ def fit_joint(
         law = _descend(scan, law, features, n_iteration)
         score = _score(scan, law, features)
         if score > EXACT**2:
-            law = _maybe_flexible(scan, law, score, n_cell, n_iteration)
+            law = _maybe_flexible(scan, law, score, n_iteration)
         whole = Solver(data, weight)
         law = _descend(whole, law, law.features(data), 4)
     whole = Solver(data, weight)
@@ -431,30 +434,47 @@ def _descend(solver: Solver, law: Law, features: Sequence[Tensor], n_iteration: 
             break
         gain = 1 - new.score / fit.score
         law, v, fit = replace(law, theta=theta), v_new, new
-        if gain < 1e-6 or fit.score < 1e-28:
+        if gain < 1e-3 or fit.score < 1e-28:
             break
     return law
 
 
-def _maybe_flexible(solver: Solver, law: Law, score: float, n_cell: int, n_iteration: int) -> Law:
-    """Splines in place of the power law, where the information criterion asks for them."""
+def _maybe_flexible(solver: Solver, law: Law, score: float, n_iteration: int) -> Law:
+    """Splines in place of the power law, and ever finer ones, where the criterion asks for them."""
     data = solver.data
     log_c = data.concentration.clamp_min(SMALLEST_CONCENTRATION).log()
     values = log_c[:, torch.unique(data.met_sub)].flatten()
     low, high = float(values.min()), float(values.max())
     low, high = min(low, 0.0) - 1e-6, max(high, 0.0) + 1e-6
-    knots = (low, high, n_cell)
-    # centres of the splines: sum_b centre_b B_b(x) = x exactly
-    centre = low + (high - low) / n_cell * (torch.arange(n_cell + 3, dtype=torch.float64) - 1)
-    theta = torch.cat([law.theta[0] * level * centre for level in law.levels])
-    spline = Law(theta, knots, law.levels)
-    features = spline.features(data)
-    spline = _descend(solver, spline, features, n_iteration)
-    fit = solver.solve(solver.rates(spline.theta, features))
-    n = data.target.numel() / float(_correlated_frames(fit.left).mean())
-    n_more = law.levels.numel() * (n_cell + 2) - 1
-    gain = n * math.log(score / max(fit.score, 1e-300))
-    return spline if gain > n_more * math.log(max(n, 2.0)) else law
+    n_theta = 1
+    for n_cell in N_CELLS:
+        n_new = int(law.levels.numel()) * (n_cell + 2)
+        if n_new * data.n_frame * data.n_rxn > LARGEST_BASIS and n_theta > 1:
+            break
+        # sum_b centre_b B_b(x) = x exactly, and smooth functions are near their own values there
+        centre = low + (high - low) / n_cell * (torch.arange(n_cell + 3).double() - 1)
+        inside = centre.clamp(low, high)
+        theta = [
+            law.log_value(inside, n) + law_slope(law, level) * (centre - inside)
+            for n, level in enumerate(law.levels)
+        ]
+        finer = Law(torch.cat(theta), (low, high, n_cell), law.levels)
+        features = finer.features(data)
+        finer = _descend(solver, finer, features, n_iteration)
+        fit = solver.solve(solver.rates(finer.theta, features))
+        n = data.target.numel() / float(_correlated_frames(fit.left).mean())
+        gain = n * math.log(score / max(fit.score, 1e-300))
+        if gain <= (n_new - n_theta) * math.log(max(n, 2.0)):
+            break
+        law, score, n_theta = finer, fit.score, n_new
+        if score <= EXACT**2:
+            break
+    return law
+
+
+def law_slope(law: Law, level: Tensor) -> float:
+    """Slope of log f in log c beyond the data: that of the power law, 0 for splines."""
+    return float(law.theta[0] * level) if law.knots is None else 0.0
 
 
 def _correlated_frames(left: Tensor, n_lag: int = 64) -> Tensor:
@@ -587,10 +607,10 @@ def metabolite_types(
 ) -> Types:
     r"""Types of metabolites from what was measured of each, their number included.
 
-    $z_i \sim \sum_t w_t\, N(\mu_t, \tau^2 C_i + \sigma_0^2)$: metabolites of one type share
+    $z_i \sim \sum_t w_t\, N(\mu_t, \tau C_i + \sigma_0^2)$: metabolites of one type share
     one line, $C_i$ is what the fit says of its error, $\tau \ge 1$ (fitted) allows for its being
-    too small, $\sigma_0$ is a tolerance. Components are added where the likelihood gains most,
-    and their number has the lowest criterion.
+    too small, $\sigma_0$ is a tolerance; a flat background takes metabolites of no type.
+    Components are added where the likelihood gains most, and their number has the lowest criterion.
 
     Args:
         value: ``(n_met, 2)``.
@@ -604,18 +624,18 @@ def metabolite_types(
     """
     n = value.shape[0]
     z = value / smallest
-    noise = covariance / (smallest[:, None] * smallest)
+    size, axis = torch.linalg.eigh(covariance / (smallest[:, None] * smallest))
+    noise = _Spread(size.clamp_min(0), axis)
     best: tuple[Tensor, Tensor] | None = None
     lowest = float("inf")
-    centres = _weighted_mean(z, noise, torch.ones(n, 1, dtype=z.dtype))
+    centres = z[:0]
     criterion: list[float] = []
     for n_type in range(1, max_types + 1):
-        if n_type > min(n, n_type):
+        if n_type > n:
             break
-        if n_type > 1:
-            centres = _one_more(z, noise, centres)
+        centres = _one_more(z, noise, centres)
         centres, posterior, log_likelihood = _expectation_maximisation(z, noise, centres)
-        n_free = 3 * n_type - 1 + 1  # two coordinates and a share each, less one share; tau
+        n_free = 3 * n_type + 1  # two coordinates and a share each; tau
         criterion.append(n_free * math.log(n) - 2 * log_likelihood)
         if criterion[-1] < lowest:
             lowest, best = criterion[-1], (centres, posterior)
@@ -627,53 +647,74 @@ def metabolite_types(
     return Types(mean[order] * smallest, posterior[:, order], tuple(criterion))
 
 
-def _weighted_mean(z: Tensor, noise: Tensor, posterior: Tensor, tau: float = 1.0) -> Tensor:
-    eye = torch.eye(2, dtype=z.dtype)
-    precision = torch.linalg.inv(tau * noise + eye)
-    total = torch.einsum("nt,nij->tij", posterior, precision) + 1e-12 * eye
-    return torch.linalg.solve(total, torch.einsum("nt,nij,nj->ti", posterior, precision, z))
+@dataclass(frozen=True)
+class _Spread:
+    """Eigenvalues ``(n, 2)`` and eigenvectors ``(n, 2, 2)`` of measurement covariances."""
 
+    size: Tensor
+    axis: Tensor
 
-def _log_density(z: Tensor, noise: Tensor, centres: Tensor, tau: float) -> Tensor:
-    """``(n_met, n_type)``."""
-    spread = tau * noise + torch.eye(2, dtype=z.dtype)
-    factor = torch.linalg.cholesky(spread)
-    difference = (z[:, None] - centres).transpose(1, 2)
-    white = torch.linalg.solve_triangular(factor, difference, upper=False)
-    log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-    return -0.5 * (white.square().sum(1) + log_det[:, None]) - LOG_2PI
+    def along(self, x: Tensor) -> Tensor:
+        """Coordinates of ``x`` ``(n, m, 2)`` along the eigenvectors."""
+        return x @ self.axis
+
+    def mean(self, z: Tensor, posterior: Tensor, tau: float) -> Tensor:
+        """Precision-weighted means, ``(n_type, 2)``."""
+        precision = (self.axis / (tau * self.size + 1)[:, None, :]) @ self.axis.transpose(1, 2)
+        total = torch.einsum("nt,nij->tij", posterior, precision)
+        total = total + 1e-12 * torch.eye(2, dtype=z.dtype)
+        moment = torch.einsum("nt,nij,nj->ti", posterior, precision, z)
+        return torch.linalg.solve(total, moment)
+
+    def log_density(self, z: Tensor, centres: Tensor, tau: float) -> Tensor:
+        """``(n, n_type)``."""
+        variance = tau * self.size + 1
+        square = self.along(z[:, None] - centres).square() / variance[:, None]
+        return -0.5 * (square.sum(2) + variance.log().sum(1, keepdim=True)) - LOG_2PI
 
 
 def _expectation_maximisation(
-    z: Tensor, noise: Tensor, centres: Tensor, n_iteration: int = 200
+    z: Tensor, noise: _Spread, centres: Tensor, n_iteration: int = 200
 ) -> tuple[Tensor, Tensor, float]:
+    """Centres, posterior (types alone) and log likelihood; a flat background takes stray points."""
     n_type = centres.shape[0]
-    share = torch.full((n_type,), 1 / n_type, dtype=z.dtype)
-    tau, previous = 1.0, -float("inf")
-    taus = 4.0 ** torch.arange(0, 12, dtype=z.dtype)
-    posterior = torch.ones(z.shape[0], n_type, dtype=z.dtype) / n_type
+    share = torch.full((n_type + 1,), 1 / (n_type + 1), dtype=z.dtype)
+    area = float((z.amax(0) - z.amin(0) + 1).prod())
+    background = torch.full((z.shape[0], 1), -math.log(area), dtype=z.dtype)
+    log_likelihood, posterior = -float("inf"), torch.ones(z.shape[0], n_type, dtype=z.dtype)
+    taus = list(range(len(TAUS)))
     for _ in range(n_iteration):
-        joint = torch.stack([_log_density(z, noise, centres, float(t)) + share.log() for t in taus])
-        each = joint.logsumexp(2).sum(1)
-        tau = float(taus[int(each.argmax())])
-        log_likelihood = float(each.max())
-        posterior = joint[int(each.argmax())].softmax(1)
-        if log_likelihood - previous < 1e-8 * (1 + abs(log_likelihood)):
+        each = {}
+        for t in taus:
+            density = torch.cat([noise.log_density(z, centres, TAUS[t]), background], 1)
+            each[t] = density + share.log()
+        total = {t: float(joint.logsumexp(1).sum()) for t, joint in each.items()}
+        best = max(total, key=total.__getitem__)
+        posterior = each[best].softmax(1)
+        gain = total[best] - log_likelihood
+        log_likelihood = total[best]
+        if gain < 1e-8 * (1 + abs(log_likelihood)):
             break
-        previous = log_likelihood
         share = posterior.mean(0).clamp_min(1e-12)
-        centres = _weighted_mean(z, noise, posterior, tau)
-    return centres, posterior, previous if log_likelihood < previous else log_likelihood
+        centres = noise.mean(z, posterior[:, :-1], TAUS[best])
+        taus = [t for t in (best - 1, best, best + 1) if 0 <= t < len(TAUS)]
+    kept = posterior[:, :-1] + 1e-300 * share[:-1]
+    return centres, kept / kept.sum(1, keepdim=True), log_likelihood
 
 
-def _one_more(z: Tensor, noise: Tensor, centres: Tensor, n_try: int = 12) -> Tensor:
+def _one_more(z: Tensor, noise: _Spread, centres: Tensor, n_try: int = 12) -> Tensor:
     """One centre more, at the metabolite where the likelihood gains most."""
-    misfit = -_log_density(z, noise, centres, 1.0).amax(1)
-    candidates = torch.argsort(misfit, descending=True)
+    if len(centres):
+        candidates = torch.argsort(noise.log_density(z, centres, 1.0).amax(1))
+    else:
+        candidates = torch.argsort(z[:, 1], stable=True)
     spaced = torch.linspace(0, len(z) - 1, min(n_try, len(z))).round().long()
+    starts = [z[i : i + 1] for i in candidates[spaced].tolist()]
+    if not len(centres):
+        starts.append(noise.mean(z, torch.ones(len(z), 1, dtype=z.dtype), 1.0))
     best, best_gain = None, -float("inf")
-    for i in candidates[spaced].tolist():
-        trial = torch.cat([centres, z[i : i + 1]])
+    for start in starts:
+        trial = torch.cat([centres, start])
         trial, _, gain = _expectation_maximisation(z, noise, trial, n_iteration=15)
         if gain > best_gain:
             best, best_gain = trial, gain
