@@ -194,7 +194,7 @@ class GroupSum(nn.Module):
         for name, value in (("order", order), ("group", group), ("rank", rank)):
             self.register_buffer(name, value, persistent=False)
         self.n_group = int(n_group)
-        self.counts: list[int] = torch.bincount(member).tolist()
+        self.counts: list[int] = torch.bincount(member).tolist()  # pyright: ignore[reportUnknownMemberType]
         """Rows of the first members, the second members, …"""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+_fused_adam_ = cast("Callable[..., None]", torch._fused_adam_)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+_torch_step = cast("Callable[..., Any]", torch.optim.Adam.step)  # pyright: ignore[reportUnknownMemberType]
+
 
 class Adam(torch.optim.Adam):
     r"""``torch.optim.Adam(fused=True)`` without the bookkeeping of a step.
@@ -79,7 +82,7 @@ class Adam(torch.optim.Adam):
                 self.param_groups, gradients, self._gathered, strict=True
             ):
                 lists.step += 1
-                torch._fused_adam_(
+                _fused_adam_(
                     lists.parameters,
                     of_group,
                     lists.first,
@@ -102,13 +105,13 @@ class Adam(torch.optim.Adam):
     def _plain_step(self, closure: Callable[[], float] | None) -> Any:
         self._write_steps()
         self._gathered = None
-        result = super().step(closure)
+        result = _torch_step(self, closure)
         if all(group["fused"] for group in self.param_groups):
             self._gathered = self._gather()
         return result
 
     def _gather(self) -> list[_Lists] | None:
-        gathered = []
+        gathered: list[_Lists] = []
         for group in self.param_groups:
             parameters = cast("list[Tensor]", group["params"])
             states = [cast(Any, self.state.get(p)) for p in parameters]

@@ -9,7 +9,7 @@ import torch
 
 from neuralgraph.core.errors import DataError
 from neuralgraph.numerics import incidence
-from neuralgraph.numerics.incidence import Incidence
+from neuralgraph.numerics.incidence import GroupSum, Incidence
 from neuralgraph.numerics.interpolation import cubic_interpolate
 
 SHAPE = (7, 11)
@@ -117,3 +117,16 @@ def test_cubic_interpolation_gradients() -> None:
     t = torch.rand(6, dtype=torch.float64, requires_grad=True)
     start = torch.tensor([0, 5, 2, 2, 3, 0])
     assert torch.autograd.gradcheck(lambda a, b: cubic_interpolate(a, start, b), (table, t))
+
+
+def test_group_sum_equals_index_add_with_gradients() -> None:
+    index = torch.tensor([4, 0, 0, 2, 4, 4, 1])  # groups 3 and 5 are empty
+    groups = GroupSum(index, 6)
+    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    expected = x.new_zeros(6, 3).index_add(0, index, x)
+    result = groups.in_given_order(groups(x[groups.order]))
+    torch.testing.assert_close(result, expected)
+    weight = torch.randn(6, 3, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (result, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert groups.counts == [4, 2, 1]
