@@ -637,7 +637,8 @@ def metabolite_types(
         centres, posterior, log_likelihood = _expectation_maximisation(z, noise, centres)
         n_free = 3 * n_type + 1  # two coordinates and a share each; tau
         criterion.append(n_free * math.log(n) - 2 * log_likelihood)
-        if criterion[-1] < lowest:
+        is_shared = n_type == 1 or float(posterior.sum(0).min()) > 1.5  # one metabolite is no type
+        if criterion[-1] < lowest and is_shared:
             lowest, best = criterion[-1], (centres, posterior)
         elif n_type > 2 and criterion[-1] > criterion[-2] > lowest:
             break
