@@ -218,6 +218,11 @@ class MetabolismEvaluator:
         pair = gauged_log_k(model, data, truth, network, gauged)
         if not isinstance(pair, str):
             result["rate_constants_R2"] = r2_identity(pair[0], pair[1], per_variable=False)
+        if model.has_homeostasis:
+            card = Scorecard()
+            self._homeostasis(card, model, data, truth)
+            for name in ("avg_slope_ratio", "embedding_cluster_acc", "embedding_n_clusters"):
+                result[name] = card.metrics.get(name, math.nan)
         return {name: value for name, value in result.items() if math.isfinite(value)}
 
     # -- parts --------------------------------------------------------------------------------

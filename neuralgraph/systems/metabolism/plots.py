@@ -269,7 +269,7 @@ class MetabolismReporter:
         ax.set(xlabel="true log$_{10}$ k", ylabel="recovered log$_{10}$ k (gauge fixed)")
         return style.save(
             figure,
-            out / "rate_constants.png",
+            out / "rate_constants" / "comparison_final.png",
             "True against recovered rate constants",
             f"Outside the grey band a reaction counts as an outlier (error above "
             f"{metrics.OUTLIER:g}). Orange: not determined by noise-free data of this design.",
@@ -377,7 +377,7 @@ class MetabolismReporter:
         ax.grid(axis="y")
         return style.save(
             figure,
-            out / "substrate_function.png",
+            out / "substrate_func" / "MLP_sub_final.png",
             "Substrate function",
             "Factor of one substrate in the rate, learned (solid) and the power law of mass action "
             "(dashed), over the range of the training data.",
@@ -420,7 +420,7 @@ class MetabolismReporter:
         ax.grid(axis="y")
         yield style.save(
             figure,
-            out / "homeostasis.png",
+            out / "rate_func" / "MLP_node_final.png",
             "Learned homeostasis",
             "One thin line for each metabolite; thick: median"
             + (" of its type; dashed: truth." if named else "."),
@@ -445,7 +445,7 @@ class MetabolismReporter:
         ax.set(xlabel="embedding, first coordinate", ylabel="embedding, second coordinate")
         yield style.save(
             figure,
-            out / "embedding.png",
+            out / "embedding" / "embedding_final.png",
             "Metabolite embeddings",
             "One point for each metabolite" + (", coloured by its true type." if named else "."),
         )

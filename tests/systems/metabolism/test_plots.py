@@ -50,8 +50,8 @@ def test_every_figure_is_drawn_titled_and_captioned(tmp_path):
         "concentrations",
         "kinograph",
         "stoichiometry",
-        "rate_constants",
-        "substrate_function",
+        "comparison_final",
+        "MLP_sub_final",
         "identifiability",
         "loss",
     ]
@@ -71,14 +71,14 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 
 def test_without_truth_only_figures_that_need_none_are_drawn(tmp_path):
     figures = draw(tmp_path / "run", truth=False)
-    assert names(figures) == ["concentrations", "kinograph", "substrate_function", "loss"]
+    assert names(figures) == ["concentrations", "kinograph", "MLP_sub_final", "loss"]
     assert not (tmp_path / "run" / "identifiability.csv").exists()
 
 
 def test_given_stoichiometry_and_homeostasis_bring_their_own_figures(tmp_path):
     figures = draw(tmp_path / "run", stoichiometry=True, homeostasis=True)
     assert "stoichiometry" not in names(figures)
-    assert {"homeostasis", "embedding", "rate_constants"} <= set(names(figures))
+    assert {"MLP_node_final", "embedding_final", "comparison_final"} <= set(names(figures))
 
 
 def test_a_diverging_model_still_gets_its_report(tmp_path):
