@@ -115,9 +115,8 @@ class MetabolismData:
         recording: What was measured.
         given: What the learner is told (``simulator.reveal``).
         validation_fraction: Fraction of the training runs (or frames) set aside, in [0, 0.5].
-        dtype: ``float32`` or ``float64``, of every floating tensor handed out.
     Raises:
-        ConfigError: a fraction or dtype that cannot work.
+        ConfigError: a fraction that cannot work.
         DataError: concentrations that are negative, no derivatives, too few frames, or given
             tensors that do not match the recording.
     """
@@ -128,16 +127,13 @@ class MetabolismData:
         given: Mapping[str, Tensor],
         *,
         validation_fraction: float,
-        dtype: str,
     ) -> None:
         if not 0 <= validation_fraction <= 0.5:
             raise ConfigError(
                 f"dataset.validation_fraction must lie in [0, 0.5], got {validation_fraction}"
             )
-        if dtype not in ("float32", "float64"):
-            raise ConfigError(f"dataset.dtype must be float32 or float64, got {dtype!r}")
         _check(recording)
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = recording.state.dtype
         n_run, n_time, n_met = recording.state.shape
         frames = torch.arange(n_time)
         part = torch.zeros(n_run, n_time, dtype=torch.long)  # 0 train, 1 validation, 2 test

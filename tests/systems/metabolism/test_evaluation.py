@@ -120,7 +120,7 @@ def case(*, stoichiometry=False, support=True, roles=True, planted=True, homeost
     given |= {name: parameters[name] for name in names}
     if support and roles:
         given["sign_all"] = network.sto_all.sign()
-    data = MetabolismData(recording, given, validation_fraction=0.0, dtype="float64")
+    data = MetabolismData(recording, given, validation_fraction=0.0)
     model = Metabolism_Propagation(
         data.spec,
         generator=torch.Generator().manual_seed(0),

@@ -44,7 +44,7 @@ def simulated(seed, rate=(0.001, 0.002), baseline=(4.0, 6.0), **changes):
     simulator = build({**config, **small, **changes}, "simulator")
     recording, truth = simulator.simulate(seed)
     given = simulator.reveal(recording, truth, **PRIOR)
-    return MetabolismData(recording, given, validation_fraction=0.0, dtype="float64"), truth
+    return MetabolismData(recording, given, validation_fraction=0.0), truth
 
 
 def model_for(data, **changes):

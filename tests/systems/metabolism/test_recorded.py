@@ -105,7 +105,7 @@ def test_a_recording_without_a_graph_only_knows_how_many_reactions(tmp_path):
     simulator = make(tmp_path, graph=None, n_rxn=4)
     recording, truth = simulator.simulate(1)
     given = simulator.reveal(recording, truth, **FREE)
-    data = MetabolismData(recording, given, validation_fraction=0.0, dtype="float64")
+    data = MetabolismData(recording, given, validation_fraction=0.0)
     assert data.spec.n_rxn == 4 and len(data.spec.met_all) == 12
     with pytest.raises(ConfigError, match=r"prior\.support"):
         simulator.reveal(recording, truth, **{**FREE, "support": True})
