@@ -10,7 +10,8 @@ $f$ shared by all reactions. Four steps, none of which sees anything but the dat
 3. *Anneal.* The noise level falls while message passing and Gauss-Newton steps on the law (all
    coefficients of $S$ and $k$ integrated out) alternate.
 4. *Sharpen.* The polynomial law is replaced by two shared networks, which reach residuals the
-   polynomial cannot; decoding and fitting alternate again.
+   polynomial cannot; changes of the integers are proposed, and kept if a joint refit of law and
+   rate constants says so (:mod:`neuralgraph.systems.metabolism.recovery_sharpen`).
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from neuralgraph.systems.metabolism.recovery_law import (
     collocation,
     random_rate_laws,
 )
-from neuralgraph.systems.metabolism.recovery_messages import Belief, StoichiometryDecoder
+from neuralgraph.systems.metabolism.recovery_messages import (
+    LOWEST,
+    Belief,
+    StoichiometryDecoder,
+)
 from neuralgraph.systems.metabolism.recovery_mlp import (
-    LawMetric,
     SharedRateNetwork,
     fit_to_theta,
     networks_from,
 )
+from neuralgraph.systems.metabolism.recovery_sharpen import settle, soft_round
 
 Array = np.ndarray
 Log = Callable[[str], None]
-LOWEST = 1e-14
-"""Squared relative residual below which rows count as equally well explained."""
-
-
 GOOD_START = 2 * float(np.log(5e-4))
 """Median misfit of a start that needs no further starts beside it."""
 
@@ -56,7 +57,8 @@ class Recovered:
         sto_all: Signed stoichiometric coefficients, ``(n_all_edge,)``, integers.
         log_k: log10 of the rate constants, ``(n_rxn,)``, in the scale of ``rate``.
         rate: ``(n_frame, n_met)`` mM -> ``(n_frame, n_rxn)`` velocities $k_j f_j$, mM min⁻¹.
-        objective: Mean over metabolites of log squared relative residual; lower is better.
+        objective: Mean over metabolites of log squared relative residual on the frames used;
+            lower is better.
         relative_residual: rms residual over rms derivative on all frames, ``(n_met,)``.
         confidence: Log evidence between the coefficient of an edge and the best column that
             differs there, ``(n_all_edge,)``; near 0 means undecided.
@@ -101,10 +103,6 @@ class _Prior:
         return out
 
 
-def _misfit(belief: Belief, decoder: StoichiometryDecoder) -> Array:
-    return np.log(belief.residual / decoder.rms**2 + LOWEST)
-
-
 def recover_stoichiometry(
     concentration: Any,
     dx_dt: Any,
@@ -123,12 +121,12 @@ def recover_stoichiometry(
     n_message: int = 16,
     log_k_range: tuple[float, float] = (-2.6, 1.6),
     degree: Sequence[int] = (10, 6, 5),
-    sharp_degree: Sequence[int] = (12, 7, 6),
+    sharp_degree: Sequence[int] = (12, 8, 7),
     max_frames: int = 432,
     n_scan: int = 24,
     n_start: int = 3,
     n_anneal: int = 20,
-    n_sharpen: int = 5,
+    n_sharpen: int = 10,
     log: Log | None = None,
 ) -> Recovered:
     r"""Recover integer coefficients, rate constants and the rate law.
@@ -160,7 +158,7 @@ def recover_stoichiometry(
         n_scan: Rate laws tried.
         n_start: Rate laws followed further; up to four times as many while none explains the data.
         n_anneal: Iterations of the third step.
-        n_sharpen: Rounds of the fourth step at most.
+        n_sharpen: Rounds of the fourth step at most; 0 leaves it out.
         log: Called with one line of text per stage.
 
     Returns:
@@ -209,32 +207,30 @@ def recover_stoichiometry(
     decoder.set_rates(decoder.polynomial_rates(theta))
     say(f"annealed: {_summary(belief, decoder)}")
 
-    outcomes = [(_polynomial_rates(problem, decoder, theta), decoder, belief, k_range)]
+    found = _of_polynomial(problem, decoder, theta, belief, k_range)
     if n_sharpen > 0:
-        outcomes.append(
-            _with_networks(
-                problem,
-                decoder,
-                theta,
-                belief,
-                prior,
-                weights,
-                k_range,
-                points,
-                sharp_degree,
-                max_frames,
-                n_sharpen,
-                tie_substrates,
-                rng,
-                say,
-            )
+        sharp = _of_networks(
+            problem,
+            decoder,
+            theta,
+            belief,
+            prior,
+            weights,
+            k_range,
+            points,
+            sharp_degree,
+            max_frames,
+            n_sharpen,
+            tie_substrates,
+            rng,
+            say,
         )
-    finished = [_finish(problem, *outcome, say) for outcome in outcomes]
-    decoder = outcomes[chosen := int(np.argmin([f.objective for f in finished]))][1]
-    best = finished[chosen]
-    law, belief, k, size, relative = best.law, best.belief, best.k, best.size, best.relative
-    shape, pattern, objective = belief.shape, belief.pattern, best.objective
-    _, inside = decoder.coefficients(pattern)
+        if sharp.objective < found.objective:
+            found = sharp
+    decoder, law, k, pattern = found.decoder, found.law, found.k, found.pattern
+    every = np.arange(problem.n_rxn)
+    shape = decoder.pattern_shape[every, pattern]
+    size, inside = decoder.coefficients(pattern)
 
     def rate(concentration: Array) -> Array:
         c = np.asarray(concentration, dtype=np.float64).T
@@ -244,53 +240,58 @@ def recover_stoichiometry(
     sto_sub = np.zeros(len(problem.met_sub), dtype=np.int64)
     for edges, values in zip(decoder.sub_edges, inside, strict=True):
         sto_sub[edges] = values
-    say(f"done: median row residual {np.median(relative):.1e}")
+    s = np.zeros((problem.n_met, problem.n_rxn))
+    s[problem.met_all, problem.rxn_all] = sto_all
+    left = problem.dx_dt - rate(problem.concentration) @ s.T
+    rms = np.sqrt((problem.dx_dt**2).mean(0))
+    relative = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
+    say(f"done: objective {found.objective:.2f}, median row residual {np.median(relative):.1e}")
     return Recovered(
         sto_sub=sto_sub,
         sto_all=sto_all,
         log_k=np.log10(k),
         rate=rate,
-        objective=objective,
+        objective=found.objective,
         relative_residual=relative,
-        confidence=decoder.confidence(belief.score, belief.pattern),
+        confidence=decoder.confidence(pattern, found.noise, k),
     )
 
 
 @dataclass(frozen=True)
-class _Finished:
+class _Outcome:
     law: RateFunctions
-    belief: Belief
+    decoder: StoichiometryDecoder
+    pattern: Array
     k: Array
-    size: Array
-    relative: Array
+    noise: Array
     objective: float
 
 
-def _finish(
+def _of_polynomial(
     problem: RecoveryProblem,
-    law: RateFunctions,
     decoder: StoichiometryDecoder,
+    theta: Array,
     belief: Belief,
     k_range: tuple[float, float],
-    say: Log,
-) -> _Finished:
-    """Polish the columns, solve for k and measure the residual on all frames."""
-    pattern = decoder.polish(belief.pattern, belief.noise)
-    changed = int((pattern != belief.pattern).sum())
-    shape = decoder.pattern_shape[np.arange(problem.n_rxn), pattern]
-    belief = replace(belief, pattern=pattern, shape=shape)
+) -> _Outcome:
+    """Polish the columns of the polynomial law and solve for k."""
+    size, _ = decoder.coefficients(belief.pattern)
+    total = np.bincount(decoder.rxn, belief.mean / size, decoder.n_rxn)
+    centre = np.clip(total / np.bincount(decoder.rxn, minlength=decoder.n_rxn), *k_range)
+    pattern = decoder.polish(belief.pattern, belief.noise, centre)
     size, _ = decoder.coefficients(pattern)
+    shape = decoder.pattern_shape[np.arange(problem.n_rxn), pattern]
     noise = np.maximum(belief.noise, LOWEST * decoder.rms**2)
-    k, _ = decoder.rate_constants(size.astype(float), shape, noise)
-    k = np.clip(k, *k_range)
-    s = np.zeros((problem.n_met, problem.n_rxn))
-    s[problem.met_all, problem.rxn_all] = size * problem.sign_all
-    left = problem.dx_dt.T - s @ (k[:, None] * law(problem.concentration.T, shape))
-    rms = np.sqrt((problem.dx_dt**2).mean(0))
-    relative = np.sqrt((left**2).mean(1)) / np.where(rms > 0, rms, 1.0)
-    objective = float(np.mean(np.log(relative**2 + LOWEST)))
-    say(f"polished {changed} columns, objective {objective:.2f}")
-    return _Finished(law, belief, k, size, relative, objective)
+    k, residual = decoder.rate_constants(size.astype(float), shape, noise, centre)
+    relative = (residual / decoder.rms**2)[decoder.live]
+    return _Outcome(
+        _polynomial_rates(problem, decoder, theta),
+        decoder,
+        pattern,
+        np.clip(k, *k_range),
+        np.maximum(residual, LOWEST * decoder.rms**2),
+        float(np.log(relative + LOWEST).mean()),
+    )
 
 
 def _summary(belief: Belief, decoder: StoichiometryDecoder) -> str:
@@ -311,7 +312,7 @@ def _best_start(
     for draw in prior.draws[:n_scan]:
         decoder.set_rates(decoder.polynomial_rates(draw))
         belief = decoder.sweep(decoder.start(2.0, 3.0), 1e-2, k_range=k_range)
-        scores.append(np.median(_misfit(belief, decoder)))
+        scores.append(np.median(decoder.misfit(belief)))
     best: tuple[float, Array, Belief] | None = None
     for tried, a in enumerate(np.argsort(scores, kind="stable")):
         if tried >= n_start and best is not None and (best[0] < GOOD_START or tried >= 4 * n_start):
@@ -321,7 +322,7 @@ def _best_start(
             decoder.set_rates(decoder.polynomial_rates(theta))
             belief = decoder.sweep(belief, level, k_range=k_range)
             theta = prior.step(theta, *decoder.law_normal_equations(belief))
-        value = float(np.median(_misfit(belief, decoder)))
+        value = float(np.median(decoder.misfit(belief)))
         say(f"start {a}: {_summary(belief, decoder)}")
         if best is None or value < best[0]:
             best = (value, theta, belief)
@@ -337,7 +338,8 @@ def _polynomial_rates(
     problem: RecoveryProblem, decoder: StoichiometryDecoder, theta: Array
 ) -> RateFunctions:
     def rates(c: Array, shape: Array) -> Array:
-        z = (c - problem.center) / problem.half_width
+        # polynomials explode outside their box
+        z = np.clip((c - problem.center) / problem.half_width, -1.2, 1.2)
         out = np.empty((problem.n_rxn, c.shape[1]))
         for n, (members, _) in decoder.products.items():
             product = decoder.poly.products(z, decoder.substrates[n])
@@ -348,7 +350,7 @@ def _polynomial_rates(
     return rates
 
 
-def _with_networks(
+def _of_networks(
     problem: RecoveryProblem,
     coarse: StoichiometryDecoder,
     theta: Array,
@@ -363,8 +365,8 @@ def _with_networks(
     tie_substrates: bool,
     rng: np.random.Generator,
     say: Log,
-) -> tuple[RateFunctions, StoichiometryDecoder, Belief, tuple[float, float]]:
-    """Fit two networks to the polynomial law, then sharpen them and the integers on the data."""
+) -> _Outcome:
+    """Fit two networks to the polynomial law, then settle them and the integers on the data."""
     h, _ = coarse.law_normal_equations(belief)
     away = prior.draws - theta
     nearest = int(np.einsum("ij,jk,ik->i", away, h, away).argmin())
@@ -379,58 +381,14 @@ def _with_networks(
     frames = problem.frames(max_frames)
     decoder = problem.decoder(fine, frames, tie_substrates)
     c = problem.concentration[frames].T
-    belief = _sharpen(decoder, c, net, belief, k_range, n_round, say)
-    return lambda c, shape: net.rates(c, decoder, shape), decoder, belief, k_range
-
-
-def _sharpen(
-    decoder: StoichiometryDecoder,
-    concentration: Array,
-    net: SharedRateNetwork,
-    belief: Belief,
-    k_range: tuple[float, float],
-    n_round: int,
-    say: Log,
-) -> Belief:
-    """Decode with network rates and fit the networks, alternately."""
-    level, damping, idle = 3e-5, 1e2, 0
-    best = (np.inf, belief, net.weights)
-    for it in range(n_round):
-        decoder.set_rates(net.rates(concentration, decoder))
-        before = belief.pattern
-        belief = decoder.sweep(belief, level, k_range=k_range, n_pass=4)
-        changed = int((belief.pattern != before).sum())
-        hard = decoder.hard_misfit(belief)
-        if hard < best[0]:
-            best = (hard, belief, net.weights)
-        for _ in range(3):
-            value = float(_misfit(belief, decoder).mean())
-            metric = LawMetric((normal := decoder.law_normal_equations(belief))[0])
-            step, origin = (
-                metric.steps(net.theta_jacobian(), metric.target(normal[1])),
-                net.weights,
-            )
-            new, gain = belief, 0.0
-            for _ in range(6):
-                net.weights = origin + origin.new_tensor(step(damping))
-                rate = net.rates(concentration, decoder, belief.shape)
-                new = decoder.refresh(belief, rate, level)
-                gain = value - float(_misfit(new, decoder).mean())
-                if gain > 0:
-                    break
-                damping *= 8
-            else:
-                net.weights = origin
-                break
-            belief, damping = new, max(damping / 4, 1e-3)
-        relative = np.sqrt(belief.residual) / decoder.rms
-        level = float(np.clip(0.3 * np.median(relative), 1e-7, level))
-        say(
-            f"round {it + 1}: {changed} columns changed, objective {hard:.2f}, "
-            f"{_summary(belief, decoder)}"
-        )
-        idle = idle + 1 if changed == 0 and gain < 0.2 else 0
-        if idle >= 3:
-            break
-    decoder.set_rates(net.rates(concentration, decoder))
-    return decoder.sweep(belief, level, k_range=k_range, n_pass=4)
+    belief = soft_round(decoder, c, net, belief, k_range)
+    end = settle(decoder, c, net, belief, k_range, n_round, say)
+    decoder.set_rates(net.rates(c, decoder))
+    return _Outcome(
+        lambda c, shape: net.rates(c, decoder, shape),
+        decoder,
+        end.pattern,
+        np.clip(end.k, *k_range),
+        np.maximum(end.residual, LOWEST * decoder.rms**2),
+        end.objective,
+    )

@@ -21,7 +21,8 @@ class RecoveryProblem:
 
     Attributes:
         concentration, dx_dt: ``(n_frame, n_met)``, mM and mM min⁻¹.
-        center, half_width: Middle and half range of the concentrations, mM.
+        inner: Frames used for fits: those that stay closest to the bulk of the concentrations.
+        center, half_width: Middle and half range of the concentrations in these frames, mM.
     """
 
     concentration: Array
@@ -34,6 +35,7 @@ class RecoveryProblem:
     n_met: int
     n_rxn: int
     max_coefficient: int
+    inner: Array
     center: float
     half_width: float
 
@@ -43,9 +45,9 @@ class RecoveryProblem:
         return int(np.bincount(self.rxn_sub, minlength=self.n_rxn).max())
 
     def frames(self, most: int) -> Array:
-        """At most ``most`` frames, evenly spread."""
-        n = len(self.concentration)
-        return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+        """At most ``most`` inner frames, evenly spread."""
+        n = len(self.inner)
+        return self.inner[np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))]
 
     def decoder(
         self, poly: PolynomialLaw, frames: Array, tie_substrates: bool
@@ -76,6 +78,23 @@ def _index(name: str, value: Any, bound: int) -> Array:
     if len(out) and (out.min() < 0 or out.max() >= bound):
         raise DataError(f"{name} must lie in 0..{bound - 1}, got {out.min()}..{out.max()}")
     return out.astype(np.int64)
+
+
+def _box(concentration: Array) -> tuple[float, float]:
+    low, high = np.quantile(concentration, [0.005, 0.995])
+    return float(low + high) / 2, max(float(high - low) / 2, 1e-12)
+
+
+def _inner_frames(concentration: Array) -> Array:
+    """The quarter of the frames (at least 720) that leaves the bulk of concentrations least.
+
+    A polynomial law of a given degree is the more accurate, the smaller its box; a few
+    metabolites that run away late in a trajectory would widen it for all.
+    """
+    n = len(concentration)
+    center, half_width = _box(concentration)
+    extent = np.abs((concentration - center) / half_width).max(1)
+    return np.sort(np.argsort(extent, kind="stable")[: max(720, n // 4)])
 
 
 def checked_problem(
@@ -150,16 +169,18 @@ def checked_problem(
                 f"every reaction needs a {name} edge, reactions {bare[:5].tolist()} have none: "
                 "leave them out, the data say nothing about them"
             )
-    low, high = np.quantile(c, [0.005, 0.995])
-    half_width = max(float(high - low) / 2, 1e-12)
+    c = c.astype(np.float64)
+    inner = _inner_frames(c)
+    center, half_width = _box(c[inner])
     return RecoveryProblem(
-        c.astype(np.float64),
+        c,
         y.astype(np.float64),
         **edges,
         sign_all=sign.astype(np.int64),
         n_met=n_met,
         n_rxn=n_rxn,
         max_coefficient=max_coefficient,
-        center=float(low + high) / 2,
+        inner=inner,
+        center=center,
         half_width=half_width,
     )

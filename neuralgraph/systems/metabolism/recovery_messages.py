@@ -20,8 +20,14 @@ from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
 
 Array = np.ndarray
 MAX_PATTERNS = 4096
+LOWEST = 1e-14
+"""Squared relative residual below which rows count as equally well explained."""
 LEAST_VARIANCE = 1e-5
 """Least relative variance of a message: without it, wrong but certain columns make rows swing."""
+
+
+LEAST_GAIN = 0.15
+"""Gain in log evidence per frame from which a column is changed."""
 
 
 @dataclass
@@ -47,6 +53,17 @@ class Belief:
     row_cov: Array
     noise: Array
     residual: Array
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """Weighted normal equations of all rate constants for an integer matrix."""
+
+    s: Array
+    flat: Array
+    weight: Array
+    inverse: Array
+    b: Array
 
 
 class StoichiometryDecoder:
@@ -105,6 +122,7 @@ class StoichiometryDecoder:
         self.yy = (self.y**2).sum(1)
         used = np.sqrt(self.yy / self.n_frame)
         self.rms = np.maximum(used, 1e-12 * max(used.max(), 1e-300))
+        self.live = used > 1e-9 * used.max()
 
     def _row_tables(self) -> None:
         rows = [np.flatnonzero(self.met == i) for i in range(self.n_met)]
@@ -369,13 +387,17 @@ class StoichiometryDecoder:
             g += (x @ left - xf @ (cov @ (f @ left))) / belief.noise[i]
         return h, g
 
+    def misfit(self, belief: Belief) -> Array:
+        """Log squared relative residual of every row, ``(n_met,)``."""
+        return np.log(belief.residual / self.rms**2 + LOWEST)
+
     def hard_misfit(self, belief: Belief) -> float:
         """Mean log squared relative residual of the best patterns with least-squares k."""
         size, _ = self.coefficients(belief.pattern)
         _, residual = self.rate_constants(size.astype(float), belief.shape, belief.noise)
-        return float(np.mean(np.log(residual / self.rms**2 + 1e-14)))
+        return float(np.mean(np.log(residual / self.rms**2 + LOWEST)))
 
-    def polish(self, pattern: Array, noise: Array, n_pass: int = 3) -> Array:
+    def polish(self, pattern: Array, noise: Array, centre: Array, n_pass: int = 3) -> Array:
         """Change single columns while that lowers the joint weighted least squares.
 
         Every pattern of a reaction is scored with all other rate constants solved again, which is
@@ -384,61 +406,91 @@ class StoichiometryDecoder:
         Args:
             pattern: Where to start, ``(n_rxn,)``.
             noise: Variance of the rows, ``(n_met,)``.
+            centre: Mean of the prior on k, with a relative deviation of 1, ``(n_rxn,)``.
             n_pass: Passes; the rows are weighted again by their residuals in between.
 
         Returns:
             The pattern of least mean log residual among those after each pass.
         """
         pattern = pattern.copy()
-        every = np.arange(self.n_rxn)
         best = (np.inf, pattern.copy())
         for turn in range(n_pass + 1):
-            size, _ = self.coefficients(pattern)
-            shape = self.pattern_shape[every, pattern]
-            _, residual = self.rate_constants(size.astype(float), shape, noise)
-            value = float(np.mean(np.log(residual / self.rms**2 + 1e-14)))
+            joint, residual = self._joint(pattern, noise, centre)
+            value = float(np.mean(np.log(residual / self.rms**2 + LOWEST)))
             if value < best[0]:
                 best = (value, pattern.copy())
             if turn == n_pass:
                 break
-            noise = np.maximum(residual, np.median(residual / self.rms**2) * self.rms**2)
-            w = 1 / noise
-            s = np.zeros((self.n_met, self.n_rxn))
-            np.add.at(s, (self.met, self.rxn), self.sign * size)
-            flat = self.offset + shape
             gain = np.zeros(self.n_rxn)
-            choice = pattern.copy()
-            inverse, b = self._joint_inverse(s, flat, w)
             for j in range(self.n_rxn):
-                choice[j], gain[j] = self._best_column(j, s, flat, w, inverse, b, int(pattern[j]))
+                score = self._column_scores(j, joint)
+                gain[j] = score.max() - score[pattern[j]]
             moved = 0
             for j in np.argsort(-gain, kind="stable").tolist():
-                if gain[j] <= 0.15 * self.n_frame:
+                if gain[j] <= LEAST_GAIN * self.n_frame:
                     break
-                new, better = self._best_column(j, s, flat, w, inverse, b, int(pattern[j]))
-                if new == pattern[j] or better <= 0.15 * self.n_frame:
+                score = self._column_scores(j, joint)
+                new = int(score.argmax())
+                if score[new] - score[pattern[j]] <= LEAST_GAIN * self.n_frame:
                     continue
                 moved += 1
-                edges = self.column_edge[j][self.column_used[j]]
                 pattern[j] = new
-                s[self.met[edges], j] = self.sign[edges] * self.pattern[j, new, : len(edges)]
-                flat[j] = self.offset[j] + self.pattern_shape[j, new]
-                inverse, b = self._joint_inverse(s, flat, w)
+                joint = self._normal(pattern, joint.weight, centre)
             if not moved:
                 break
         return best[1]
 
-    def _joint_inverse(self, s: Array, flat: Array, w: Array) -> tuple[Array, Array]:
-        h = ((s * w[:, None]).T @ s) * self.gram[np.ix_(flat, flat)]
-        scale = 1 / np.sqrt(np.maximum(np.diag(h), 1e-300))
-        h = h * np.outer(scale, scale)
-        h[np.diag_indices_from(h)] += 1e-10
-        inverse = np.linalg.inv(h) * np.outer(scale, scale)
-        return inverse, ((s * w[:, None]).T * self.flat_y[flat]).sum(1)
+    def confidence(self, pattern: Array, noise: Array, centre: Array) -> Array:
+        """Log evidence between each edge's coefficient and the best column that differs there.
 
-    def _best_column(
-        self, j: int, s: Array, flat: Array, w: Array, inverse: Array, b: Array, now: int
-    ) -> tuple[int, float]:
+        All other rate constants are solved again for every column. The noise is taken as white,
+        so that the numbers rank edges; they are no probabilities.
+
+        Args:
+            pattern: The answer, ``(n_rxn,)``.
+            noise: Variance of the rows, ``(n_met,)``.
+            centre: As in :meth:`polish`.
+
+        Returns:
+            ``(n_edge,)``, 0 where another column does as well.
+        """
+        joint, _ = self._joint(pattern, noise, centre)
+        out = np.empty(self.n_edge)
+        for j in range(self.n_rxn):
+            score = self._column_scores(j, joint)
+            edges = self.column_edge[j][self.column_used[j]]
+            table = self.pattern[j, self.pattern_used[j]][:, : len(edges)]
+            differs = table != table[pattern[j]]
+            other = np.where(differs, score[:, None], -np.inf).max(0, initial=-np.inf)
+            out[edges] = score[pattern[j]] - other
+        return np.maximum(out, 0.0)
+
+    def _joint(self, pattern: Array, noise: Array, centre: Array) -> tuple[_Joint, Array]:
+        """Normal equations weighted by the residuals, and these."""
+        size, _ = self.coefficients(pattern)
+        shape = self.pattern_shape[np.arange(self.n_rxn), pattern]
+        _, residual = self.rate_constants(size.astype(float), shape, noise, centre)
+        floor = np.median(residual[self.live] / self.rms[self.live] ** 2) + LOWEST
+        weight = np.where(self.live, 1 / np.maximum(residual, floor * self.rms**2), 0.0)
+        return self._normal(pattern, weight, centre), residual
+
+    def _normal(self, pattern: Array, weight: Array, centre: Array) -> _Joint:
+        size, _ = self.coefficients(pattern)
+        s = np.zeros((self.n_met, self.n_rxn))
+        np.add.at(s, (self.met, self.rxn), self.sign * size)
+        flat = self.offset + self.pattern_shape[np.arange(self.n_rxn), pattern]
+        h = ((s * weight[:, None]).T @ s) * self.gram[np.ix_(flat, flat)]
+        h[np.diag_indices_from(h)] += 1 / centre**2
+        scale = 1 / np.sqrt(np.diag(h))
+        h = h * np.outer(scale, scale)
+        h[np.diag_indices_from(h)] += 1e-12
+        inverse = np.linalg.inv(h) * np.outer(scale, scale)
+        b = ((s * weight[:, None]).T * self.flat_y[flat]).sum(1) + 1 / centre
+        return _Joint(s, flat, weight, inverse, b)
+
+    def _column_scores(self, j: int, joint: _Joint) -> Array:
+        """Gain in log evidence of every pattern of a column over leaving the reaction out."""
+        s, flat, w, inverse = joint.s, joint.flat, joint.weight, joint.inverse
         edges = self.column_edge[j][self.column_used[j]]
         rows = self.met[edges]
         used = self.pattern_used[j]
@@ -447,7 +499,7 @@ class StoichiometryDecoder:
         # the normal matrix without column j
         u = inverse[:, j]
         rest = inverse - np.outer(u, u) / u[j]
-        left = b.copy()
+        left = joint.b.copy()
         left[j] = 0
         weighted = x * w[rows]
         cross = (weighted @ s[rows]) * self.gram[np.ix_(code, flat)]
@@ -458,9 +510,7 @@ class StoichiometryDecoder:
         # a column that the others can replace earns nothing
         own = (weighted * x).sum(1) * self.gram[code, code]
         fresh = (r > 0) & (a > 1e-9 * own)
-        score = np.where(fresh, 0.5 * r * r / np.where(fresh, a, 1.0), 0.0)
-        new = int(score.argmax())
-        return new, float(score[new] - score[now])
+        return np.where(fresh, 0.5 * r * r / np.where(fresh, a, 1.0), 0.0)
 
     # --- decisions ----------------------------------------------------------------------------
 
@@ -471,25 +521,20 @@ class StoichiometryDecoder:
         inside = [self.poly.shapes[int(n)][c] for n, c in zip(self.n_sub, code, strict=True)]
         return size.astype(np.int64), inside
 
-    def confidence(self, score: Array, pattern: Array) -> Array:
-        """Log evidence between each edge's coefficient and the best pattern that differs there."""
-        best = score[np.arange(self.n_rxn), pattern]
-        out = np.empty(self.n_edge)
-        for e in range(self.n_edge):
-            j, s = self.rxn[e], self.column_slot[e]
-            differs = self.pattern[j, :, s] != self.pattern[j, pattern[j], s]
-            out[e] = best[j] - score[j, differs].max(initial=-np.inf)
-        # polished columns may be second best for the messages: undecided
-        return np.maximum(out, 0.0)
-
-    def rate_constants(self, size: Array, shape: Array, noise: Array) -> tuple[Array, Array]:
+    def rate_constants(
+        self, size: Array, shape: Array, noise: Array, centre: Array | None = None
+    ) -> tuple[Array, Array]:
         """Least-squares k for fixed integers, and the row residuals (mean squares)."""
+        pull = np.zeros(self.n_rxn) if centre is None else 1 / centre**2
         s = np.zeros((self.n_met, self.n_rxn))
-        np.add.at(s, (self.met, self.rxn), self.sign * size)
+        s[self.met, self.rxn] = self.sign * size
         flat = self.offset + shape
         gram = self.gram[np.ix_(flat, flat)]
         h = (s.T @ (s / noise[:, None])) * gram
+        h[np.diag_indices_from(h)] += pull
         b = ((s / noise[:, None]).T * self.flat_y[flat]).sum(1)
+        if centre is not None:
+            b = b + pull * centre
         scale = np.sqrt(np.maximum(np.diag(h), 1e-300))
         h = h / np.outer(scale, scale)
         h[np.diag_indices_from(h)] += 1e-13

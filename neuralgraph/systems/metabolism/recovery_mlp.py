@@ -232,7 +232,7 @@ def fit_to_theta(net: SharedRateNetwork, theta: Array, h: Array, n_step: int = 8
     return best
 
 
-class _FixedStoichiometry:
+class FixedStoichiometry:
     """Rate constants, residuals and normal equations for known integers."""
 
     def __init__(self, decoder: StoichiometryDecoder, size: Array, shape: Array) -> None:
@@ -241,19 +241,27 @@ class _FixedStoichiometry:
         np.add.at(self.s, (decoder.met, decoder.rxn), decoder.sign * size)
         self.basis = decoder.basis(shape)
 
-    def solve(self, rate: Array, weight: Array) -> tuple[Array, Array]:
-        """Least-squares k and the residual ``(n_met, n_frame)``."""
+    def solve(self, rate: Array, weight: Array, centre: Array | None = None) -> tuple[Array, Array]:
+        """Least-squares k and the residual ``(n_met, n_frame)``.
+
+        Args:
+            rate: Rate functions, ``(n_rxn, n_frame)``.
+            weight: Inverse noise variance of the rows, ``(n_met,)``.
+            centre: Mean of a Gaussian prior on k with a relative deviation of 1; none without.
+        """
+        pull = np.zeros(self.d.n_rxn) if centre is None else 1 / centre**2
+        k = np.zeros(self.d.n_rxn) if centre is None else centre
         h = ((self.s * weight[:, None]).T @ self.s) * (rate @ rate.T)
-        b = ((self.s * weight[:, None]).T @ self.d.y * rate).sum(1)
+        h[np.diag_indices_from(h)] += pull
         scale = np.sqrt(np.maximum(np.diag(h), 1e-300))
         h = h / np.outer(scale, scale)
         h[np.diag_indices_from(h)] += 1e-14
-        k = np.linalg.solve(h, b / scale) / scale
-        left = self.d.y - self.s @ (k[:, None] * rate)
-        # one refinement: the normal equations lose half the digits
-        b = ((self.s * weight[:, None]).T @ left * rate).sum(1)
-        k = k + np.linalg.solve(h, b / scale) / scale
-        return k, self.d.y - self.s @ (k[:, None] * rate)
+        left, start = self.d.y - self.s @ (k[:, None] * rate), k
+        for _ in range(2):  # the second is a refinement: normal equations lose half the digits
+            b = ((self.s * weight[:, None]).T @ left * rate).sum(1) + pull * (start - k)
+            k = k + np.linalg.solve(h, b / scale) / scale
+            left = self.d.y - self.s @ (k[:, None] * rate)
+        return k, left
 
     def normal(self, rate: Array, k: Array, left: Array, weight: Array) -> tuple[Array, Array]:
         """Normal equations in ``theta`` after the rate constants are eliminated."""
@@ -307,7 +315,7 @@ def fit_networks(
     log: Callable[[str], None] | None = None,
 ) -> tuple[Array, Array, int]:
     """Fit the networks in place for fixed integers; see :func:`fit_rate_mlp`."""
-    fixed = _FixedStoichiometry(decoder, size, shape)
+    fixed = FixedStoichiometry(decoder, size, shape)
     live = decoder.rms > 1e-9 * decoder.rms.max()
     weight = np.where(live, 1 / decoder.rms**2, 0.0)
     # polynomial law first: it is linear given k
