@@ -121,7 +121,7 @@ def start_from_support(
         ones = torch.where(sign_all == 0, torch.sign(product), sign_all.double())
         k, residual = refit_rate_constants(rates(power), target, met_all, rxn_all, ones, n_rxn)
         return MassActionStart(power, torch.log10(k), ones, residual)
-    coefficient, k = integer_columns(
+    coefficient, k = split_into_integers(
         product, deviation, rxn_all, n_rxn=n_rxn, max_coefficient=max_coefficient
     )
     coefficient, k = split_equal_rates(
@@ -209,7 +209,7 @@ def refit_rate_constants(
     return k.clamp_min(1e-6 * float(k.max())), left.norm(dim=0) / total
 
 
-def integer_columns(
+def split_into_integers(
     product: Tensor, deviation: Tensor, rxn_all: Tensor, *, n_rxn: int, max_coefficient: int
 ) -> tuple[Tensor, Tensor]:
     """Split each column W = k S into the smallest integers that fit, and k.

@@ -364,10 +364,22 @@ class MetabolismEvaluator:
             if name.endswith("_identifiable"):
                 why = "no rate constant is determined" if found.k is not None else found.reason_k[0]
             self._add(card, name, scores[name], why)
-        constant = torch.full_like(true_log_k, float(true_log_k.mean()))
-        outside = (true_log_k - constant).abs() > metrics.OUTLIER
+        constant = metrics.rate_constant_scores(
+            torch.full_like(true_log_k, float(true_log_k.mean())),
+            true_log_k,
+            is_identifiable=torch.zeros_like(found.column) if found.k is None else found.k,
+        )
+        for name in (
+            "trimmed_R2",
+            "n_outliers",
+            "n_outliers_identifiable",
+            "max_abs_dlog10_k_identifiable",
+            "slope",
+        ):
+            baselines[name] = {CONSTANT: constant[name]}
+        # of each set its own mean
         baselines["rate_constants_R2"] = {CONSTANT: 0.0}
-        baselines["n_outliers"] = {CONSTANT: float(outside.sum())}
+        baselines["rate_constants_R2_identifiable"] = {CONSTANT: 0.0}
         self._ceiling(card, baselines, truth, true_log_k, found)
         if model.kinetics == "mass_action" and data.spec.has_roles:
             self._substrate_function(card, model, data, truth)
@@ -396,7 +408,7 @@ class MetabolismEvaluator:
             prior=(float(prior[0]), float(prior[1])),
         )
         if value is None:
-            card.skip(name, "a group of reactions has several determined combinations")
+            card.skip(name, "what the data leave open of k is no single combination per group")
             return
         card.add(name, value)
         baselines[name] = {CONSTANT: 0.0}
@@ -589,10 +601,12 @@ class MetabolismEvaluator:
         mean = [card.metrics["avg_slope_ratio"]] if "avg_slope_ratio" in card.metrics else []
         accuracy = card.metrics.get("embedding_cluster_acc")
         card.facts["class"] = metrics.classify_joint(score, each, accuracy, **bounds)
-        card.facts["class_document"] = metrics.classify_joint(score, mean, accuracy, **bounds)
+        whole = card.metrics.get("rate_constants_R2", score)
+        card.facts["class_document"] = metrics.classify_joint(whole, mean, accuracy, **bounds)
         card.facts["class_rule"] = (
-            f"converged: {self.class_metric} above {self.converged_above:g}, the slope ratio of "
-            "every type in [0.5, 2] (the document: their mean) and embedding_cluster_acc 1; "
+            f"converged: {self.class_metric} (the document: rate_constants_R2) above "
+            f"{self.converged_above:g}, the slope ratio of every type in [0.5, 2] (the document: "
+            "their mean) and embedding_cluster_acc 1; "
             f"partial-k: the first alone; failed: below {self.failed_below:g}, or a slope ratio "
             "below 0.1; else partial-homeo"
         )

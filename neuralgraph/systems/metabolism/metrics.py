@@ -66,10 +66,12 @@ from neuralgraph.metrics.recovery import nearest_integer_scale, sign_accuracy, s
 from neuralgraph.metrics.regression import least_squares_slope, r2_identity, r2_refit
 from neuralgraph.numerics.identifiability import Group, determined, groups, null_space_of_gram
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
-from neuralgraph.systems.metabolism.network import ReactionNetwork
+from neuralgraph.systems.metabolism.network import ReactionNetwork, integer_columns
 
 OUTLIER = 0.3
 """Error of log10 k from which a reaction is an outlier (document 002)."""
+NO_SCALE = "no integer scale"
+"""Why k is open where S is not given and the column is not one of integers: (a S, k / a) fit alike."""
 
 
 # -- gauge ------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def stoichiometry_scores(
     true = truth[met, rxn]
     on_support = value[met, rxn]
     is_right = integer == truth
-    counted = integer_columns(network)
+    counted = counted_columns(network)
     on = counted[rxn]
     has_integers = counted | (torch.bincount(rxn, minlength=network.n_rxn) == 0)
     scores = {
@@ -273,19 +275,26 @@ def trivial_stoichiometry_scores(
             ``(n_all_edge,)``.
         is_identifiable: ``(n_rxn,)`` bool.
     Returns:
-        ``stoichiometry_R2``, ``stoichiometry_R2_identifiable``, ``exact_edges``, ``exact_columns``
-        and their ``_identifiable`` forms, each of the trivial estimate.
+        ``stoichiometry_R2``, ``exact_edges``, ``exact_columns`` and their ``_identifiable`` forms,
+        ``stoichiometry_R2_full`` and ``stoichiometry_R2_refit``, each of the trivial estimate.
     """
     true, rxn = network.sto_all.double(), network.rxn_all
     guess = 1.5 * known_sign.double()
-    counted = integer_columns(network)
+    counted = counted_columns(network)
     hits = [(magnitude * known_sign.double()) == true for magnitude in (1, 2)]
     is_right = max(hits, key=lambda hit: int(hit.sum()))
     wrong = torch.zeros(network.n_rxn, dtype=torch.long).index_add_(0, rxn, (~is_right).long())
     every, on = counted[rxn], (counted & is_identifiable)[rxn]
+    dense = torch.zeros(network.n_met, network.n_rxn, dtype=torch.float64)
+    dense[network.met_all, rxn] = guess
+    has_integers = integer_columns(network)
     scores = {
         "stoichiometry_R2": r2_identity(guess[every], true[every], per_variable=False),
         "stoichiometry_R2_identifiable": r2_identity(guess[on], true[on], per_variable=False),
+        "stoichiometry_R2_full": r2_identity(
+            dense[:, has_integers], network.matrix()[:, has_integers], per_variable=False
+        ),
+        "stoichiometry_R2_refit": r2_refit(guess, true),
     }
     for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
         scores[f"exact_edges{suffix}"] = _mean(is_right[columns[rxn]])
@@ -305,7 +314,7 @@ def stoichiometry_errors(
         Counts over the true edges of integer columns, and spurious edges.
     """
     truth, integer = network.matrix(), estimate.dense(estimate.integer)
-    counted = integer_columns(network)
+    counted = counted_columns(network)
     truth, integer = truth[:, counted], integer[:, counted]
     present = truth != 0
     dot = (truth * integer).sum(0)
@@ -326,12 +335,10 @@ def stoichiometry_errors(
     )
 
 
-def integer_columns(network: ReactionNetwork) -> Tensor:
-    """Reactions with a net edge, all of whose coefficients are integers, ``(n_rxn,)`` bool."""
+def counted_columns(network: ReactionNetwork) -> Tensor:
+    """Reactions that count: whole coefficients, and a net edge at all; ``(n_rxn,)`` bool."""
     n_edge = torch.bincount(network.rxn_all, minlength=network.n_rxn)
-    broken = torch.zeros(network.n_rxn, dtype=torch.long)
-    broken.index_add_(0, network.rxn_all, (network.sto_all != network.sto_all.round()).long())
-    return (n_edge > 0) & (broken == 0)
+    return (n_edge > 0) & integer_columns(network)
 
 
 # -- rate constants ---------------------------------------------------------------------------
@@ -486,7 +493,7 @@ def identifiability(
     For k: $\partial \dot c / \partial k_j = S_{\cdot j}\, v_j(c) / k_j$, stacked over the frames
     of the design; k enters linearly. The Gram matrix of these columns is
     $(S^\top S) \circ (V^\top V)$, whatever the number of frames. Where S is not given, a rate
-    constant also needs its column to be determined.
+    constant also needs its column to be determined, and an integer scale of that column.
 
     Args:
         network: The true network.
@@ -545,7 +552,10 @@ def identifiability(
     if not is_stoichiometry_given:
         for j in (k & ~column).nonzero().flatten().tolist():
             reason_k[j] = f"its column is not determined: {reason[j]}"
-        k = k & column
+        has_scale = integer_columns(network)
+        for j in (k & column & ~has_scale).nonzero().flatten().tolist():
+            reason_k[j] = NO_SCALE
+        k = k & column & has_scale
     return Identifiability(column, k, tuple(found), reason, tuple(reason_k))
 
 

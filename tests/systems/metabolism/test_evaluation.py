@@ -174,8 +174,24 @@ def test_the_true_parameters_score_perfectly_and_every_score_has_its_trivial_nei
     assert baselines["stoichiometry_R2"]["1.5 × known sign"] == pytest.approx(
         card.metrics["stoichiometry_R2_trivial"]
     )
-    for name in ("test_R2", "test_pearson", "test_R2_one_step", "exact_columns", "final_loss"):
+    for name in (
+        "test_R2",
+        "test_pearson",
+        "test_R2_one_step",
+        "exact_columns",
+        "final_loss",
+        "stoichiometry_R2_full",
+        "stoichiometry_R2_refit",
+        "rate_constants_R2_identifiable",
+        "n_outliers_identifiable",
+        "max_abs_dlog10_k_identifiable",
+        "trimmed_R2",
+        "slope",
+    ):
         assert baselines[name], name
+    assert baselines["slope"]["best constant"] == pytest.approx(0, abs=1e-12)
+    assert 0 < baselines["n_outliers_identifiable"]["best constant"] <= data.spec.n_rxn
+    assert baselines["stoichiometry_R2_full"]["1.5 × known sign"] < 1
     assert baselines["test_R2"]["no change"] < 1
     assert "sign_accuracy" in card.not_computed and "support_f1" in card.not_computed
 

@@ -194,13 +194,33 @@ def test_unknown_support_counts_missing_and_spurious_edges():
 
 def test_non_integer_columns_and_empty_reactions_are_not_counted_as_exact():
     net = network([{0: -1, 1: 0.5}, {1: -1, 2: 2}])
-    assert metrics.integer_columns(net).tolist() == [False, True]
+    assert metrics.counted_columns(net).tolist() == [False, True]
     fixed = gauge(net, net.sto_all)
     scores = metrics.stoichiometry_scores(
         fixed, net, is_identifiable=torch.ones(2, dtype=torch.bool)
     )
     assert scores["exact_edges"] == scores["exact_columns"] == 1
     assert scores["stoichiometry_R2"] == scores["stoichiometry_R2_full"] == 1
+
+
+def test_a_rate_constant_without_an_integer_scale_of_its_column_is_not_determined():
+    net = network([{0: -1, 1: 2.5}, {1: -1, 2: 1}, {2: -1, 0: 1}])
+    g = torch.Generator().manual_seed(0)
+    flux = torch.rand(30, 3, generator=g, dtype=torch.float64)
+    options = {"log_k": None, "rtol": 1e-8}
+    found = metrics.identifiability(net, flux, is_stoichiometry_given=False, **options)
+    assert found.k.tolist() == [False, True, True]
+    assert found.reason_k == ("no integer scale", "", "")
+    given = metrics.identifiability(net, flux, is_stoichiometry_given=True, **options)
+    assert given.k.all(), "a given column has its scale"
+
+
+def test_one_definition_says_which_columns_are_integer():
+    from neuralgraph.systems.metabolism import closed_form
+    from neuralgraph.systems.metabolism import network as networks
+
+    assert metrics.integer_columns is networks.integer_columns
+    assert not hasattr(closed_form, "integer_columns")
 
 
 def test_trivial_row_scores_about_090_with_about_half_of_the_edges_exact():
