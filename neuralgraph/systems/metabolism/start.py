@@ -1,4 +1,4 @@
-"""Closed-form starts: choose the one that fits the kinetics and what is given, and set the model."""
+"""Closed-form starts: the one that fits kinetics and prior, and its result put into the model."""
 
 from __future__ import annotations
 
@@ -161,7 +161,9 @@ def _solve_jointly(
 
     with session.phase("joint solution", train={}) as phase:
         for _ in phase.epochs(1):
-            session.log(**set_model(model, data.spec, data.train, max_types=max_types))
+            said = set_model(model, data.spec, data.train, max_types=max_types)
+            # as words: these are no terms of the loss
+            session.log(**{name: f"{value:.6g}" for name, value in said.items()})
 
 
 def _solve_mass_action(

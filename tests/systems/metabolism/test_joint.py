@@ -14,7 +14,7 @@ from neuralgraph.numerics.identifiability import Group
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import homeostasis_lines
+from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator, homeostasis_lines
 from neuralgraph.systems.metabolism.joint import (
     KineticData,
     fit_joint,
@@ -175,6 +175,53 @@ def test_a_plain_substrate_network_and_single_precision_are_served_too():
     model = model_for(single)
     set_model(model, single.spec, single.train, max_types=8)
     assert float((model.log_k.detach() - truth.parameters["log_k"]).abs()[found.k].max()) < 1e-2
+
+
+def test_the_scorecard_of_document_002_is_within_every_target():
+    data, truth = simulated(1)
+    model = model_for(data)
+    set_model(model, data.spec, data.train, max_types=8)
+    judge = MetabolismEvaluator(
+        every=0,
+        primary_metric="rate_constants_R2_identifiable",
+        direction="maximize",
+        class_metric="rate_constants_R2_identifiable",
+        class_rule="joint",
+        converged_above=0.9,
+        failed_below=0.5,
+        trivial_margin=0.05,
+        degeneracy=["test_pearson", "rate_constants_R2"],
+        max_coefficient=2,
+        rtol=1e-8,
+        rollout_method="rk4",
+        rollout_n_substep=1,
+        cluster_eps=0.1,
+        cluster_min_samples=5,
+    )
+    card = judge(model, data, truth, log={"final_loss": loss_of(model, data)})
+    m = card.metrics
+    assert m["rate_constants_R2_identifiable"] > 0.99999 and m["n_outliers_identifiable"] == 0
+    assert m["rate_constants_R2"] < m["rate_constants_R2_identifiable"]
+    assert 0.5 < m["rate_constants_R2_ceiling"] < 1
+    assert abs(m["alpha"] - 1) < 1e-3 and m["MLP_sub_curve_error_1"] < 1e-6
+    assert "not determined" in card.not_computed["MLP_sub_curve_error_2"]
+    for t in (0, 1):
+        assert m[f"MLP_node_slope_ratio_{t}"] == pytest.approx(1, abs=0.01)
+        assert m[f"MLP_node_offset_ratio_{t}"] == pytest.approx(1, abs=0.02)
+    assert m["embedding_cluster_acc"] == 1 and m["embedding_n_clusters"] == 2
+    assert card.facts["class"] == "converged"
+    assert card.facts["homeostasis"] == "type 0: correct; type 1: correct"
+    assert m["degeneracy_gap"] == pytest.approx(m["test_pearson"] - m["rate_constants_R2"])
+    with torch.no_grad():  # opposite errors, which the mean of the ratios hides
+        model.homeostasis = lambda c: (
+            -torch.where(  # type: ignore[method-assign]
+                truth.parameters["metabolite_type"] == 0, 0.0001, 0.0038
+            )
+            * (c - 5)
+        )
+    wrong = judge(model, data, truth, log={})
+    assert wrong.metrics["avg_slope_ratio"] == pytest.approx(1, abs=0.01)
+    assert wrong.facts["class"] == "partial-k"
 
 
 # -- rate laws that are no power law ---------------------------------------------------------------
