@@ -16,6 +16,37 @@ TABLE_ROWS_SHOWN = 40
 DOTS_PER_INCH, PIXELS_PER_INCH = 160, 116
 VERDICTS = ("class", "class_document", "diagnosis", "degeneracy", "note")
 """Facts shown at the top of the report; other sentences stand below the scores."""
+LABELS = {
+    "n_met": "metabolites",
+    "n_rxn": "reactions",
+    "n_var": "variables",
+    "n_frame": "frames of each run",
+    "n_initial_condition": "initial conditions to learn from",
+    "n_test_initial_condition": "initial conditions held out",
+    "n_non_integer_column": "columns without integer coefficients",
+    "dt": "frame interval",
+    "dt_min": "frame interval (min)",
+    "dx_dt_source": "derivatives",
+    "dx_dt_minus_S_v_max": "largest |dx/dt − S v|",
+    "lowest_concentration": "lowest concentration",
+    "lowest_concentration_mM": "lowest concentration (mM)",
+    "depletion_margin": "distance from depletion",
+    "activity_rank": "rank of the activity",
+    "external_input_mode": "external input",
+    "flux_limited_fraction": "fraction of fluxes that are limited",
+    "initial_fold": "largest change of the initial state (fold)",
+    "mass_balanced": "mass balanced",
+}
+"""Words for facts about the data; others are shown by their key, with spaces."""
+
+
+def label(key: str) -> str:
+    """Words for a fact about the data.
+
+    >>> label("n_non_integer_column"), label("flux_limit")
+    ('columns without integer coefficients', 'flux limit')
+    """
+    return LABELS.get(key, key.replace("_", " "))
 
 
 def render(
@@ -64,7 +95,7 @@ def render(
         hidden=[name for name, flag in config["prior"].items() if not flag],
         recording=recording,
         design={
-            key: _cell(value)
+            label(key): _cell(value)
             for key, value in recording.provenance.items()
             if not isinstance(value, (dict, list))
         },

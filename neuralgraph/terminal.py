@@ -79,9 +79,14 @@ def print_recording(recording: Recording, truth: Truth | None, folder: Path) -> 
 
 
 def number(value: float) -> str:
-    """Four significant digits, without needless zeros.
+    """Four significant digits, without needless zeros; more where a score would round to 1.
 
     >>> number(0.98765), number(12.0), number(1.5e-7)
     ('0.9877', '12', '1.5e-07')
+    >>> number(1 - 2.3e-7), number(0.99996), number(1.0)
+    ('0.9999998', '0.99996', '1')
     """
-    return f"{value:.4g}"
+    digits = 4
+    while value < 1 and float(f"{value:.{digits}g}") == 1:
+        digits += 1
+    return f"{value:.{digits}g}"

@@ -71,7 +71,7 @@ from neuralgraph.systems.metabolism.network import ReactionNetwork, integer_colu
 OUTLIER = 0.3
 """Error of log10 k from which a reaction is an outlier (document 002)."""
 NO_SCALE = "no integer scale"
-"""Why k is open where S is not given and the column is not one of integers: (a S, k / a) fit alike."""
+"""Why k is open where S is not given and its column holds fractions: its scale is free."""
 
 
 # -- gauge ------------------------------------------------------------------------------------

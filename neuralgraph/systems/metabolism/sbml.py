@@ -39,6 +39,7 @@ from neuralgraph.systems.metabolism.simulator import (
     _Built,
     _one_of,
     _whole,
+    depletion_margin,
 )
 
 EXCHANGES = ("bidirectional", "declared")
@@ -536,7 +537,6 @@ class MetabolismSBMLKinetic(RevealsPrior):
             source = "estimated"
         unit = model.time_unit
         balanced = is_mass_balanced(network)
-        lowest = np.unravel_index(int(state.argmin()), state.shape)
         provenance = {
             "simulator": type(self).__name__,
             "seed": int(seed),
@@ -556,15 +556,13 @@ class MetabolismSBMLKinetic(RevealsPrior):
             "n_frame": self.n_frame,
             "dt": self.dt,
             "integrator": "cvode (libroadrunner)",
-            "lowest_concentration_mM": float(state[lowest]),
-            "depletion_margin": (
-                f"no metabolite reaches 0: the lowest concentration is {float(state[lowest]):.4g} "
-                f"mM ({network.metabolite_names[lowest[2]]}, run {int(lowest[0])}, t = "
-                f"{float(time[lowest[1]]):g} {unit})"
+            "lowest_concentration_mM": float(measured.min()),
+            "depletion_margin": depletion_margin(
+                measured, time, network, unit, is_noisy=self.noise.is_measured
             ),
             "dx_dt_source": source,
             "dx_dt_minus_S_v_max": residual,
-            "activity_rank": activity_rank(state[: self.n_run]),
+            "activity_rank": activity_rank(measured[: self.n_run]),
             "mass_balanced": balanced,
             "flux_limit": False,
             "external_input_mode": "none",

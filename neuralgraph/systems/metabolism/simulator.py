@@ -481,7 +481,6 @@ class NetworkSimulator(RevealsPrior):
             )
             source = "estimated"
 
-        lowest = np.unravel_index(np.argmin(state), state.shape)
         balanced = is_mass_balanced(network)
         provenance = {
             "simulator": type(self).__name__,
@@ -501,14 +500,12 @@ class NetworkSimulator(RevealsPrior):
             "n_frame": n_frame,
             "dt_min": self.dt_min,
             "integrator": self.integrator,
-            "lowest_concentration_mM": float(state[lowest]),
-            "depletion_margin": (
-                f"ended before any metabolite reaches 0: the lowest concentration is "
-                f"{float(state[lowest]):.4g} mM ({network.metabolite_names[lowest[2]]}, run "
-                f"{int(lowest[0])}, t = {float(time[lowest[1]]):g} min)"
+            "lowest_concentration_mM": float(measured.min()),
+            "depletion_margin": depletion_margin(
+                measured, time, network, "min", is_noisy=self.noise.is_measured
             ),
             "dx_dt_source": source,
-            "activity_rank": activity_rank(clean[: self.n_run]),
+            "activity_rank": activity_rank(measured[: self.n_run]),
             "mass_balanced": balanced,
             "flux_limit": self.flux_limit,
             "external_input_mode": self.external_input.mode,
@@ -763,6 +760,29 @@ class MetabolismOscillatory(NetworkSimulator):
         law = MassAction(network, log_k.numpy(), order.numpy())
         facts = {"rate_law": "mass_action", "order_rule": "coefficient"}
         return _Built(network, law, {"log_k": log_k, "order_sub": order}, facts)
+
+
+def depletion_margin(
+    state: Tensor, time: Tensor, network: ReactionNetwork, unit: str, *, is_noisy: bool
+) -> str:
+    """How far the recorded concentrations stay from 0, in words.
+
+    Args:
+        state: As recorded, with its noise, ``(n_run, n_time, n_met)`` mM.
+        time: ``(n_time,)``.
+        network: For the names.
+        unit: Of the time.
+        is_noisy: Whether the state carries measurement noise.
+    """
+    at = int(state.argmin())
+    run, frame, met = (int(i) for i in np.unravel_index(at, state.shape))
+    where = f"({network.metabolite_names[met]}, run {run}, t = {float(time[frame]):g} {unit})"
+    lowest = f"{float(state.min()):.4g} mM {where}"
+    if is_noisy:
+        return f"the lowest measured concentration is {lowest}, noise included"
+    if float(state.min()) <= 0:
+        return f"none: the lowest concentration is {lowest}"
+    return f"ended before any metabolite reaches 0: the lowest concentration is {lowest}"
 
 
 def _no_stiff(integrator: str) -> None:

@@ -354,3 +354,15 @@ def test_settings_that_cannot_work_are_refused_at_once(changes, message):
         small(**changes)
     cause = caught.value.__cause__ or caught.value
     assert isinstance(caught.value, ConfigError) or isinstance(cause, ConfigError)
+
+
+def test_facts_about_noisy_data_are_those_of_what_was_measured():
+    recording, truth = small(noise__measurement_mM=0.5, n_frame=12).simulate(3)
+    facts = recording.provenance
+    assert facts["lowest_concentration_mM"] == float(recording.state.min())
+    assert facts["lowest_concentration_mM"] < float(truth.parameters["clean_state"].min())
+    assert "lowest measured concentration" in facts["depletion_margin"]
+    trained = recording.state[: facts["n_initial_condition"]]
+    assert facts["activity_rank"] == activity_rank(trained)
+    clean = truth.parameters["clean_state"][: facts["n_initial_condition"]]
+    assert facts["activity_rank"] != activity_rank(clean)
