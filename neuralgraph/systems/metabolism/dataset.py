@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ class MetabolismSpec:
         input_mode: How ``inputs`` act: ``none``, ``additive``, ``multiplicative_substrate``,
             ``multiplicative_product``.
         has_roles, has_support: What was given.
+        mass_balanced: Whether every reaction conserves the sum of coefficients, as far as public.
+        flux_limit: Whether the data come from rates that are limited by what is left of a
+            substrate, as far as public.
     """
 
     n_met: int
@@ -54,6 +58,8 @@ class MetabolismSpec:
     input_mode: str
     has_roles: bool
     has_support: bool
+    mass_balanced: bool | None = None
+    flux_limit: bool | None = None
 
     def moved(self, device: torch.device | str | None, dtype: torch.dtype | None) -> MetabolismSpec:
         """The same spec on another device, its floating tensors in another type."""
@@ -222,6 +228,9 @@ class MetabolismData:
         self._is_even = bool(((step - interval).abs() <= 1e-6 * interval).all())
         self.dx_dt_source = recording.dx_dt_source
         self.time_unit = recording.units.get("time", "min")
+        self.concentration_unit = recording.units.get("state", "mM")
+        self.notes: list[str] = []
+        """Sentences for the top of the report about what does not suit these data."""
         scale = float(self._state[: self.n_train].double().square().mean().sqrt())
         self.spec = _spec(recording, given, scale if scale > 0 else 1.0, interval)
         self.spec = self.spec.moved(None, self.dtype)
@@ -322,7 +331,14 @@ class MetabolismData:
         other.spec = self.spec.moved(device, dtype)
         other.test = [HeldOut(*(_moved(v, device, dtype) for v in held)) for held in self.test]
         other.dtype = dtype or self.dtype
+        other.notes = list(self.notes)
         return other
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for the report, once, and log it as a warning."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            logging.getLogger("neuralgraph").warning(sentence)
 
 
 def _moved(value: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
@@ -416,4 +432,6 @@ def _spec(
         input_mode=str(recording.provenance.get("external_input_mode", "none")),
         has_roles=has_roles,
         has_support=has_support,
+        mass_balanced=recording.provenance.get("mass_balanced"),
+        flux_limit=recording.provenance.get("flux_limit"),
     )

@@ -184,11 +184,14 @@ class MetabolismEvaluator:
             card.facts["identifiability"] = metrics.identifiability_table(found, network)
         self._prediction(card, baselines, model, data)
         if "final_loss" in log:
-            card.add("final_loss", log["final_loss"], f"(mM/{data.time_unit})²")
+            card.add("final_loss", log["final_loss"], f"({_rate_unit(data)})²")
             baselines["final_loss"] = {NO_CHANGE: float(data.train.dx_dt.double().square().mean())}
         else:
             card.skip("final_loss", "the training logged none")
         self._verdicts(card, baselines)
+        notes = [*data.notes, *self._misfits(model, data, truth)]
+        if notes:
+            card.facts["note"] = "; ".join(notes)
         card.facts["max_coefficient"] = self.max_coefficient
         card.facts["rollout"] = {
             "method": self.rollout_method,
@@ -226,6 +229,24 @@ class MetabolismEvaluator:
         return {name: value for name, value in result.items() if math.isfinite(value)}
 
     # -- parts --------------------------------------------------------------------------------
+
+    def _misfits(
+        self, model: Metabolism_Propagation, data: MetabolismData, truth: Truth | None
+    ) -> list[str]:
+        """What in the settings cannot fit these data, in words."""
+        notes = list(model.notes)
+        if truth is not None and not is_stoichiometry_given(data):
+            network = network_of_truth(truth)
+            counted = metrics.counted_columns(network)[network.rxn_all]
+            size = network.sto_all[counted].abs()
+            largest = int(size.max()) if size.numel() else 0
+            if largest > self.max_coefficient:
+                notes.append(
+                    f"the true coefficients reach {largest}, the gauge considers up to "
+                    f"{self.max_coefficient}: such columns cannot be exact; raise "
+                    "evaluation.max_coefficient (and loop.max_coefficient)"
+                )
+        return notes
 
     def _skip_truth(self, card: Scorecard) -> None:
         names = (
@@ -461,14 +482,14 @@ class MetabolismEvaluator:
             here = types == t
             true_slope = -float(rate[here].mean())
             learned = float(slope[here].median())
-            card.add(f"MLP_node_slope_{t}", learned, "1/min")
-            card.add(f"MLP_node_gt_slope_{t}", true_slope, "1/min")
+            card.add(f"MLP_node_slope_{t}", learned, f"1/{data.time_unit}")
+            card.add(f"MLP_node_gt_slope_{t}", true_slope, f"1/{data.time_unit}")
             at_zero, true_offset = (
                 float(offset[here].median()),
                 float((rate * baseline)[here].mean()),
             )
-            card.add(f"MLP_node_offset_{t}", at_zero, "mM/min")
-            card.add(f"MLP_node_gt_offset_{t}", true_offset, "mM/min")
+            card.add(f"MLP_node_offset_{t}", at_zero, _rate_unit(data))
+            card.add(f"MLP_node_gt_offset_{t}", true_offset, _rate_unit(data))
             if true_slope != 0:
                 ratios[t] = learned / true_slope
                 card.add(f"MLP_node_slope_ratio_{t}", ratios[t])
@@ -723,7 +744,7 @@ def homeostasis_lines(model: Metabolism_Propagation, data: MetabolismData) -> tu
         data: Its data: 50 points spread evenly between the 1 and 99 % quantiles of the training
             concentrations.
     Returns:
-        Slopes (1/min) and offsets (mM/min), each ``(n_met,)`` float64.
+        Slopes (1 / unit of time) and offsets (units of dc/dt), each ``(n_met,)`` float64.
     """
     values = data.train.concentration.double().flatten()
     values = values[:: max(1, values.numel() // 1_000_000)]
@@ -865,6 +886,10 @@ def design_flux(data: MetabolismData, truth: Truth, network: ReactionNetwork) ->
         return true_flux(truth, network, state)
     except DataError:
         return None
+
+
+def _rate_unit(data: MetabolismData) -> str:
+    return f"{data.concentration_unit}/{data.time_unit}"
 
 
 def _order(truth: Truth) -> Tensor | None:

@@ -116,9 +116,19 @@ class MetabolismObjective:
         self.is_first_phase = bool(is_first)
 
     def prepare(self, data: Any) -> None:
-        """Take what the weights need from the training frames (``data.train.dx_dt``)."""
+        """Take what the weights need from the training frames (``data.train.dx_dt``).
+
+        A penalty that the data are known to contradict is warned of, and kept in ``data.notes``.
+        """
         self._variance = data.train.dx_dt.detach().double().var(dim=0)
         self._weight = None
+        weight = self.coefficients["coeff_mass_conservation"]
+        if weight > 0 and data.spec.mass_balanced is False and data.spec.sto_all is None:
+            data.note(
+                f"loss.coeff_mass_conservation={weight:g} pulls every column of S to the sum 0, "
+                "and the reactions of these data are not mass balanced: the penalty is biased; "
+                "set it to 0, or use simulator.mass_balanced=true"
+            )
 
     def coefficient(self, name: str) -> float:
         """Coefficient in force in the present phase."""

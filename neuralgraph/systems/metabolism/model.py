@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any, cast
 
@@ -154,6 +155,15 @@ class Metabolism_Propagation(BipartitePropagation):
         self.is_softplus = bool(softplus)
         self.input_mode = spec.input_mode
         self.flux_limit = bool(flux_limit)
+        self.notes: list[str] = []
+        """Sentences for the top of the report about what this model cannot express."""
+        if spec.flux_limit and not self.flux_limit:
+            self.notes.append(
+                "the rates of these data are limited by what is left of a substrate "
+                "(simulator.flux_limit=true), which this model cannot express: set "
+                "model.flux_limit=true"
+            )
+            logging.getLogger("neuralgraph").warning(self.notes[-1])
         self.dt = float(spec.frame_interval)
         self.tabulate = tabulate
         self.n_met, self.n_rxn = int(spec.n_met), int(spec.n_rxn)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.errors import ConfigError
-from neuralgraph.core.recording import Recording, Truth
+from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.numerics.integrate import DivergedError
 from neuralgraph.systems.metabolism import evaluation, metrics
@@ -68,11 +68,10 @@ class MetabolismReporter:
             truth: The truth, or ``None``.
             scorecard: Scores of :class:`~.evaluation.MetabolismEvaluator`, whose settings of the
                 gauge and of the rollout are used again.
-            folder: Run folder; ``metrics.jsonl`` and ``data/recording.pt`` are read where they
-                exist.
+            folder: Run folder; ``metrics.jsonl`` is read where it exists.
         """
         out = folder / "figures"
-        units = _units(folder)
+        units = {"time": data.time_unit, "state": data.concentration_unit}
         with torch.no_grad(), style.house():
             yield from self._dynamics(model, data, scorecard, out, units)
             if truth is not None:
@@ -551,11 +550,3 @@ def _model_flux(model: Metabolism_Propagation, data: MetabolismData) -> Callable
         return model.flux(c.to(device, dtype), now).double().cpu()
 
     return flux
-
-
-def _units(folder: Path) -> dict[str, str]:
-    units = {"time": "min", "state": "mM"}
-    path = folder / "data" / "recording.pt"
-    if path.is_file():
-        units.update({k: v for k, v in Recording.load(path).units.items() if v})
-    return units

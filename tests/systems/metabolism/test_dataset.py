@@ -196,6 +196,7 @@ def test_data_that_do_not_fit_are_refused(rec, given, message):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
+    [({"validation_fraction": 0.9}, "validation_fraction")],
 )
 def test_knobs_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
@@ -211,3 +212,16 @@ def test_the_training_frames_are_the_recorded_ones_bit_by_bit():
     kept = cut(third).astype(torch.float64).train.concentration
     assert torch.equal(kept, third.state.reshape(-1, 3)[: len(kept)])
     assert not torch.equal(kept, kept.float().double())
+
+
+def test_public_facts_and_units_of_the_recording_reach_the_learner():
+    public = {"reaction_names": ["f", "g"], "mass_balanced": False, "flux_limit": True}
+    data = cut(recording(provenance=public, units={"time": "h", "state": "uM"}, inputs={}))
+    assert (data.time_unit, data.concentration_unit) == ("h", "uM")
+    assert data.spec.mass_balanced is False and data.spec.flux_limit is True
+    moved = data.astype(torch.float32)
+    assert moved.spec.mass_balanced is False and moved.concentration_unit == "uM"
+    moved.note("one sentence")
+    moved.note("one sentence")
+    assert moved.notes == ["one sentence"] and data.notes == []
+    assert cut().spec.mass_balanced is None

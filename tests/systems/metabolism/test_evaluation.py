@@ -338,3 +338,34 @@ def test_the_gauge_has_no_way_to_see_the_truth():
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         evaluator(**changes)
+
+
+def test_units_are_those_of_the_recording():
+    model, data, truth = case(stoichiometry=True, homeostasis=True)
+    data.time_unit, data.concentration_unit = "h", "uM"
+    card = evaluator()(model, data, truth, log=LOG)
+    assert card.units["final_loss"] == "(uM/h)²"
+    assert card.units["MLP_node_slope_0"] == "1/h"
+    assert card.units["MLP_node_offset_1"] == "uM/h"
+
+
+def test_what_cannot_fit_the_data_is_noted_and_logged(caplog):
+    model, data, truth = case()
+    assert "note" not in evaluator()(model, data, truth, log=LOG).facts
+    data.spec = replace(data.spec, flux_limit=True)
+    with caplog.at_level("WARNING", logger="neuralgraph"):
+        limited = Metabolism_Propagation(
+            data.spec, generator=torch.Generator().manual_seed(0), kinetics="mass_action"
+        ).double()
+        data.note("the penalty is biased")
+        data.note("the penalty is biased")
+    assert [r.getMessage() for r in caplog.records] == [limited.notes[0], "the penalty is biased"]
+    note = evaluator(max_coefficient=1)(limited, data, truth, log=LOG).facts["note"]
+    assert "model.flux_limit=true" in note
+    assert note.count("the penalty is biased") == 1
+    assert "the true coefficients reach 2, the gauge considers up to 1" in note
+    same = Metabolism_Propagation(
+        data.spec, generator=torch.Generator().manual_seed(0), kinetics="mass_action",
+        flux_limit=True,
+    )  # fmt: skip
+    assert not same.notes

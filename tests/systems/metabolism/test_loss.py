@@ -27,8 +27,8 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def model_of(given: bool = False, **knobs: Any) -> Metabolism_Propagation:
-    spec = MetabolismSpec(
+def model_spec(given: bool = False) -> MetabolismSpec:
+    return MetabolismSpec(
         n_met=4,
         n_rxn=3,
         met_sub=torch.tensor([0, 1, 2]),
@@ -48,8 +48,11 @@ def model_of(given: bool = False, **knobs: Any) -> Metabolism_Propagation:
         has_roles=True,
         has_support=True,
     )
+
+
+def model_of(given: bool = False, **knobs: Any) -> Metabolism_Propagation:
     knobs = {"kinetics": "mass_action", "substrate_form": "plain", "homeostasis": True, **knobs}
-    model = Metabolism_Propagation(spec, generator=rng(1), **knobs).double()
+    model = Metabolism_Propagation(model_spec(given), generator=rng(1), **knobs).double()
     if not given:
         model.set_stoichiometry(sto_all=STO)
     return model
@@ -249,3 +252,18 @@ def test_model_configs_name_real_arguments(stem: str) -> None:
     config.pop("kinetics")
     model = model_of(**{"kinetics": stem.removeprefix("metabolism_"), **config})
     assert torch.isfinite(model(batch_of().concentration)).all()
+
+
+def test_a_mass_penalty_on_unbalanced_reactions_is_noted():
+    def notes(weight: float, **facts: Any) -> list[str]:
+        said: list[str] = []
+        spec = replace(model_spec(), **facts)
+        data = SimpleNamespace(train=batch_of(), spec=spec, note=said.append)
+        MetabolismObjective(coeff_mass_conservation=weight).prepare(data)
+        return said
+
+    (sentence,) = notes(0.1, mass_balanced=False)
+    assert "coeff_mass_conservation" in sentence and "not mass balanced" in sentence
+    for weight, balanced in ((0.0, False), (0.1, True), (0.1, None)):
+        assert notes(weight, mass_balanced=balanced) == []
+    assert notes(0.1, mass_balanced=False, sto_all=STO) == [], "S is given: the term is left out"
