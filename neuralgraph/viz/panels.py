@@ -14,6 +14,9 @@ from neuralgraph.viz import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LOSS_BLUE = "#1f4fd6"
+TERM_COLOURS = (style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SOFT)
+
 
 def identity_scatter(
     ax: Axes,
@@ -204,9 +207,11 @@ def curves(ax: Axes, x: Any, learned: Any, true: Any | None, *, colours: Sequenc
 
 
 def loss_curves(ax: Axes, path: Path | str) -> Axes:
-    """Loss terms of ``metrics.jsonl`` on a log axis: loss thick blue, ``regul_total`` cyan.
+    """Terms of the loss in ``metrics.jsonl`` on a log axis, as document 002 colours them.
 
-    Phases follow each other on the axis of steps and are told apart by thin lines. Values that
+    Drawn are ``loss`` (thick blue), ``regul_total`` (cyan), ``validation_loss`` (dashed) and the
+    weighted regularisers ``coeff_*``, nothing else of the log. Curves break between phases. A
+    phase without optimiser steps (solved in closed form) is a diamond with its name. Values that
     are not positive are left out.
 
     Args:
@@ -224,37 +229,48 @@ def loss_curves(ax: Axes, path: Path | str) -> Axes:
     if not rows:
         ax.text(0.5, 0.5, "no epoch was logged", ha="center", va="center", transform=ax.transAxes)
         return ax
-    step = np.array([row.get("step", i + 1) for i, row in enumerate(rows)], float)
-    if (np.diff(step) <= 0).any():  # phases without steps, or counted anew
-        step = np.arange(1, len(rows) + 1, dtype=float)
+    steps = [float(row.get("step", i + 1)) for i, row in enumerate(rows)]
+    is_closed = np.array([b <= a for a, b in zip([0.0, *steps], steps, strict=False)])
+    x = np.array(steps)
+    if is_closed.any():  # phases without steps have no place of their own on an axis of steps
+        x = np.arange(1, len(rows) + 1, dtype=float)
         ax.set_xlabel("epoch, counted over all phases")
-    skipped = {"epoch", "step", "loss", "regul_total", "total"}
+    phases = [str(row.get("phase", "")) for row in rows]
+    breaks = [at for at in range(1, len(rows)) if phases[at] != phases[at - 1]]
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_number(v)))
-    terms = [n for n in names if n.startswith("coeff_")]
-    terms = terms or [n for n in names if n not in skipped and "validation" not in n]
-    faint = (style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SOFT)
-    marker = "o" if len(rows) < 3 else ""
+    terms = [name for name in names if name.startswith("coeff_")]
 
     def draw(name: str, **options: Any) -> None:
         value = np.array([row[name] if _is_number(row.get(name)) else np.nan for row in rows])
-        value = np.where(value > 0, value, np.nan)
-        if np.isfinite(value).any():
-            ax.plot(step, value, label=name, marker=marker, ms=4, **options)
+        value = np.where((value > 0) & ~is_closed, value, np.nan)
+        if not np.isfinite(value).any():
+            return
+        ax.plot(
+            np.insert(x, breaks, np.nan), np.insert(value, breaks, np.nan), label=name, **options
+        )
+        alone = [part for part in np.split(np.arange(len(x)), breaks) if len(part) == 1]
+        if alone:  # a line through one point cannot be seen
+            at = np.concatenate(alone)
+            ax.plot(x[at], value[at], "o", ms=4, color=options["color"])
 
-    for place, name in enumerate(terms[:5]):
-        draw(name, color=faint[place], lw=0.9, alpha=0.9)
+    for place, name in enumerate(terms):
+        draw(name, color=TERM_COLOURS[place % len(TERM_COLOURS)], lw=0.9, alpha=0.9)
     draw("regul_total", color="#00BCD4", lw=1.6)
-    validation = next((n for n in names if "validation" in n and "loss" in n), None)
-    if validation is not None:
-        draw(validation, color=style.INK, lw=1.1, ls="--")
-    draw("loss", color="#1f4fd6", lw=2.8)
+    draw("validation_loss", color=style.INK, lw=1.1, ls="--")
+    draw("loss", color=LOSS_BLUE, lw=2.8)
+    for at in np.flatnonzero(is_closed):
+        if rows[at]["loss"] > 0:
+            ax.plot(x[at], rows[at]["loss"], "D", ms=5, color=LOSS_BLUE)
+            ax.annotate(
+                phases[at], (x[at], rows[at]["loss"]), (7, 0),
+                textcoords="offset points", fontsize=8, va="center", color=style.SOFT,
+            )  # fmt: skip
     if ax.lines:
         ax.set_yscale("log")
+    if ax.get_legend_handles_labels()[1]:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    phases = [row.get("phase", "") for row in rows]
-    for at in range(1, len(rows)):
-        if phases[at] != phases[at - 1]:
-            ax.axvline((step[at - 1] + step[at]) / 2, color=style.LINE, lw=1, zorder=0)
+    for at in breaks:
+        ax.axvline((x[at - 1] + x[at]) / 2, color=style.LINE, lw=1, zorder=0)
     ax.grid(axis="y")
     return ax
 

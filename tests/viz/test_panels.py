@@ -62,6 +62,33 @@ def test_loss_curves_read_phases_and_leave_out_what_a_log_axis_cannot_show(tmp_p
     assert np.isnan(by_name["regul_total"].get_ydata()[0])
 
 
+def test_loss_curves_draw_terms_of_the_loss_only_and_closed_form_phases_as_named_points(tmp_path):
+    closed = {"epoch": 0, "step": 0, "regul_total": 0.1, "median_residual": 0.3, "power": 1.1}
+    rows = [
+        {"phase": "decoding", "loss": 2.0, **closed},
+        {"phase": "rate law", "loss": 1.0, **closed},
+        *(
+            {"phase": "gradient", "epoch": e, "step": 10 * e + 10, "loss": 0.5 / (e + 1),
+             "regul_total": 0.2, "coeff_S_L1": 0.2, "loss_all_frames": 0.4,
+             "validation_loss": 0.6}
+            for e in range(3)
+        ),
+        {"phase": "second", "epoch": 0, "step": 50, "loss": 0.1, "regul_total": 0.1},
+    ]  # fmt: skip
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    ax = panels.loss_curves(axes(), path)
+    curves = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert set(curves) == {"loss", "regul_total", "validation_loss", "coeff_S_L1"}
+    assert [text.get_text() for text in ax.texts] == ["decoding", "rate law"]
+    x, y = curves["loss"].get_data()
+    assert x[np.isfinite(y)].tolist() == [3, 4, 5, 6], "closed-form points are on no curve"
+    assert np.isnan(x[x.tolist().index(5) + 1]), "the curve breaks between phases"
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [float(line.get_ydata()[0]) for line in diamonds] == [2.0, 1.0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()].count("loss") == 1
+
+
 def test_a_run_without_epochs_gets_a_note_instead_of_an_error(tmp_path):
     ax = panels.loss_curves(axes(), tmp_path / "missing.jsonl")
     assert ax.texts[0].get_text() == "no epoch was logged"

@@ -100,8 +100,10 @@ class MetabolismReporter:
                 figure,
                 out / "loss.png",
                 "Training",
-                "Data term (thick blue), the weighted regularisers and their sum (cyan) at the end "
-                "of each epoch; thin vertical lines part the phases.",
+                "The data term loss (thick blue), each weighted regulariser coeff_… that is on, "
+                "their sum regul_total (cyan) and validation_loss (dashed), as far as they are "
+                "above 0, at the end of each epoch. Thin vertical lines part the phases; a diamond "
+                "is a phase solved in closed form, without steps.",
             )
 
     # -- dynamics -----------------------------------------------------------------------------
