@@ -24,6 +24,17 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
 """Arguments the pipeline supplies itself, by config group; a group with any is ``_partial_``."""
 
 
+BOUNDS = {
+    "NotNegative": "a number, 0 or above",
+    "Positive": "a positive number",
+    "Natural": "a whole number, 0 or above",
+    "Count": "a whole number, 1 or above",
+    "Part": "a share in [0, 1)",
+    "Share": "a share in (0, 1]",
+}
+"""Names of :mod:`neuralgraph.core.bounds` in words."""
+
+
 def build(node: Mapping[str, Any], group: str) -> Any:
     """The object (or the partial, where the pipeline supplies arguments) a config node names.
 
@@ -147,9 +158,11 @@ def _check_type(
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        wanted = parameter.annotation
+        wanted = str(parameter.annotation)
+        for bound, words in BOUNDS.items():
+            wanted = wanted.replace(bound, words)
         raise ConfigError(
             f"{name} must be {wanted}, got {value!r}: {error.errors()[0]['msg'].lower()}"
         ) from None
-    if isinstance(value, bool) and annotation in (int, float):
+    if isinstance(value, bool) and "bool" not in str(parameter.annotation):
         raise ConfigError(f"{name} must be {parameter.annotation}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
@@ -10,6 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from neuralgraph.core.errors import ConfigError, NeuralGraphError, RunFolderError, nearest
+
+
+def reported(task: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """End a single run on a user's mistake before Hydra adds a line of its own to the message.
+
+    In a sweep the error goes on to Hydra, which knows what to do with the other jobs.
+    """
+
+    @functools.wraps(task)
+    def wrapper(cfg: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            return task(cfg)
+        except NeuralGraphError as error:
+            if HydraConfig.get().mode != RunMode.RUN or "NEURALGRAPH_FULL_ERROR" in os.environ:
+                raise
+            _complain(_innermost(error))
+
+    return wrapper
+
+
+def only_run(verb: str) -> None:
+    """Refuse overrides that a verb on a finished run would ignore."""
+    from hydra.core.hydra_config import HydraConfig
+
+    other = [o for o in HydraConfig.get().overrides.task if not o.startswith("run=")]
+    if other:
+        raise ConfigError(
+            f"{verb} works on a finished run with that run's own config, so {other[0]} would have "
+            "no effect: leave it out, or train again"
+        )
 
 
 def guarded(task: Callable[[], Any]) -> None:

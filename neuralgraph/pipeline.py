@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from neuralgraph.building import bind_switches, build
+from neuralgraph.core.contracts import Evaluator, Loop, Objective, Reporter, Simulator
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.files import write_text
 from neuralgraph.core.recording import Recording, Truth, load_tensors, save_tensors
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import derived_seed, torch_generator
+from neuralgraph.training.budget import Budget
 from neuralgraph.training.callbacks import Callback, EarlyStop, PeriodicEvaluation, Progress
 from neuralgraph.training.checkpoint import load_checkpoint, load_weights
+from neuralgraph.training.loggers import Logger
 from neuralgraph.training.session import Session, choose_device
 from neuralgraph.training.trainer import train, training_log
 
@@ -32,16 +35,16 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 class Parts:
     """Everything a run is composed of, built from its config and checked before any work."""
 
-    simulator: Any
-    dataset: Any
-    model: Any
-    loss: Any
-    loop: Any
-    optimizer: Any
-    evaluation: Any
-    report: Any
-    budget: Any
-    logger: Any
+    simulator: Simulator
+    dataset: Callable[..., Any]
+    model: Callable[..., nn.Module]
+    loss: Objective
+    loop: Loop
+    optimizer: Callable[..., torch.optim.Optimizer]
+    evaluation: Evaluator
+    report: Reporter
+    budget: Budget
+    logger: Logger
 
 
 def compose(config: Mapping[str, Any]) -> Parts:
@@ -58,6 +61,23 @@ def compose(config: Mapping[str, Any]) -> Parts:
     simulator_seed(config)
     parts = Parts(**{group: build(config[group], group) for group in Parts.__annotations__})
     bind_switches(parts.simulator.reveal, config["prior"])
+    trainer = config["trainer"]
+    if trainer["checkpoint_every"] < 1:
+        raise ConfigError(
+            f"trainer.checkpoint_every must be at least 1 epoch, got {trainer['checkpoint_every']}"
+        )
+    patience = trainer["early_stop"]["patience"]
+    if patience is not None and patience < 1:
+        raise ConfigError(f"trainer.early_stop.patience must be at least 1, got {patience}")
+    if parts.evaluation.every < 0:
+        raise ConfigError(f"evaluation.every must be 0 or above, got {parts.evaluation.every}")
+    try:
+        parts.optimizer([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1e-3}])
+    except Exception as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    refuse = getattr(getattr(parts.loop, "func", parts.loop), "refuse", None)
+    if refuse is not None:  # a loop may know combinations it cannot work with
+        refuse(config)
     return parts
 
 
@@ -100,7 +120,7 @@ def run(config: Mapping[str, Any], folder: Path) -> Scorecard:
 
 
 def simulate(
-    simulator: Any, config: Mapping[str, Any], folder: Path
+    simulator: Simulator, config: Mapping[str, Any], folder: Path
 ) -> tuple[Recording, Truth | None, dict[str, Tensor]]:
     """Recording, truth and what is given, from the simulator or (a resumed run) from disk.
 
@@ -189,16 +209,18 @@ def open_session(
 
 
 def judge(
-    evaluation: Any,
+    evaluation: Evaluator,
     config: Mapping[str, Any],
     model: nn.Module,
     data: Any,
     truth: Truth | None,
-    log: Mapping[str, float],
+    log: Mapping[str, Any],
     given: Mapping[str, Tensor],
 ) -> Scorecard:
     """Scorecard of a fitted model, with what it was given and where it came from."""
     scorecard = evaluation(model, data, truth, log=log)
+    if log["notes"]:
+        scorecard.facts["training"] = "; ".join(log["notes"])
     scorecard.given = {
         "prior": dict(config["prior"]),
         "tensors": {name: list(value.shape) for name, value in given.items()},
@@ -216,7 +238,7 @@ def judge(
 
 
 def write_report(
-    reporter: Any,
+    reporter: Reporter,
     config: Mapping[str, Any],
     folder: Path,
     session: Session,
@@ -243,6 +265,7 @@ def reopen(config: Mapping[str, Any], folder: Path) -> tuple[Parts, Session, Tru
     load_weights(model, content["model"], source=str(folder / "checkpoints" / "final.pt"))
     session = Session(model, data, parts.loss, device=config["device"], budget=parts.budget)
     session.n_steps = int(content["n_steps"])
+    session.store = dict(content["store"])
     session.model.eval()
     return parts, session, truth, given
 

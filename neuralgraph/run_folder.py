@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,12 @@ from neuralgraph.core.errors import RunFolderError
 from neuralgraph.core.files import write_text
 
 NOT_PART_OF_THE_RUN = ("resume", "run", "logger")
+OWN = (
+    "data", "checkpoints", "figures", "metrics.jsonl", "metrics.csv", "evaluation.jsonl",
+    "timing.json", "scorecard.json", "analysis.log", "report.html", "run.json", "config.yaml",
+    "provenance.json", "identifiability.csv",
+)  # fmt: skip
+"""What a run writes into its folder."""
 PACKAGES = (
     "torch", "torch-geometric", "torchdiffeq", "hydra-core", "omegaconf", "numpy", "scipy",
     "scikit-learn", "matplotlib", "geoopt", "anndata", "scanpy", "wandb", "python-libsbml",
@@ -49,6 +56,9 @@ class RunFolder:
         _make(path)
         self._take_lock()
         state = read_state(path)
+        if state is not None and state["status"] == "failed":
+            self._clear()
+            state = None
         if state is not None:
             self._check(state, resume=resume)
         self.resumed = state is not None
@@ -61,11 +71,25 @@ class RunFolder:
         self._write_state("finished")
         self.release()
 
+    def fail(self) -> None:
+        """Mark the run as failed for a reason only another config can mend; the folder is free."""
+        self._write_state("failed")
+        self.release()
+
     def release(self) -> None:
         """Let go of the folder; an unfinished run stays resumable."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _clear(self) -> None:
+        """Remove what a failed run left, and nothing else."""
+        for name in OWN:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
     def _check(self, state: Mapping[str, Any], *, resume: bool) -> None:
         if state["status"] == "finished":

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from neuralgraph.cli import guarded, plain
+from neuralgraph.cli import guarded, plain, reported
 from neuralgraph.config import CONFIG_FOLDER
+from neuralgraph.core.errors import NeuralGraphError
+
+if TYPE_CHECKING:
+    from neuralgraph.core.recording import Recording
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="simulate")
+@reported
 def task(cfg: DictConfig) -> None:
-    """Write ``data/recording.pt``, ``data/truth.pt``, ``data/given.pt`` and ``concentrations.csv``."""
+    """Write ``data/recording.pt``, ``data/truth.pt``, ``data/given.pt``, ``data/series.csv``."""
     import torch
     from hydra.core.hydra_config import HydraConfig
 
@@ -27,16 +33,40 @@ def task(cfg: DictConfig) -> None:
     bind_switches(simulator.reveal, config["prior"])
     torch.set_num_threads(config["n_threads"])
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config, resume=False)
-    recording, truth, _ = pipeline.simulate(simulator, config, folder.path / "data")
+    try:
+        recording, truth, _ = pipeline.simulate(simulator, config, folder.path / "data")
+        write_table(recording, folder.path / "data" / "series.csv")
+    except NeuralGraphError:
+        folder.fail()
+        raise
+    except BaseException:
+        folder.release()
+        raise
     folder.finish()
     print_recording(recording, truth, folder.path / "data")
+
+
+def write_table(recording: Recording, path: Path) -> None:
+    """The states as a table with the columns run, time and one for each variable."""
+    import csv
+    import io
+
+    from neuralgraph.core.files import write_text
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "time", *recording.names])
+    for run in range(recording.n_run):
+        rows = zip(recording.time[run].tolist(), recording.state[run].tolist(), strict=True)
+        writer.writerows([run, time, *state] for time, state in rows)
+    write_text(path, buffer.getvalue())
 
 
 def plain_simulation(cfg: DictConfig) -> dict:
     """The part of the config a simulation needs; the rest may be absent."""
     from omegaconf import OmegaConf
 
-    kept = ("name", "question", "seed", "n_threads", "prior", "simulator", "budget")
+    kept = ("name", "question", "seed", "resume", "n_threads", "prior", "simulator", "budget")
     return plain(OmegaConf.masked_copy(cfg, kept))  # type: ignore[arg-type]
 
 

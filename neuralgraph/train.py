@@ -5,11 +5,13 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from neuralgraph.cli import claim_folder, guarded, plain
+from neuralgraph.cli import claim_folder, guarded, plain, reported
 from neuralgraph.config import CONFIG_FOLDER
+from neuralgraph.core.errors import NeuralGraphError
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="train")
+@reported
 def task(cfg: DictConfig) -> float | None:
     """One run; returns the primary metric (for sweepers)."""
     from neuralgraph import pipeline
@@ -21,6 +23,9 @@ def task(cfg: DictConfig) -> float | None:
     print_start(config, folder.path, resumed=folder.resumed)
     try:
         scorecard = pipeline.run(config, folder.path)
+    except NeuralGraphError:
+        folder.fail()
+        raise
     except BaseException:
         folder.release()
         raise

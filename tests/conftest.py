@@ -73,14 +73,9 @@ def inside(
         try:
             guarded(importlib.import_module(f"neuralgraph.{verb}").task)
         except SystemExit as end:
-            return int(end.code or 0), _without_hydra(capsys.readouterr().err)
+            return int(end.code or 0), capsys.readouterr().err
         finally:
             GlobalHydra.instance().clear()
         return 0, capsys.readouterr().err
 
     return call
-
-
-def _without_hydra(text: str) -> str:
-    lines = text.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("Error executing job"))

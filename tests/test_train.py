@@ -154,7 +154,7 @@ MISTAKES = {
     "misspelt root key": (("+experiment=linear_smoke", "sed=3"), "did you mean 'seed'"),
     "misspelt nested key": (("+experiment=linear_smoke", "loop.n_epoch=3"), "did you mean 'n_epochs'"),
     "added nested key": (("+experiment=linear_smoke", "+loss.coef_L1=3"), "did you mean 'coeff_L1'"),
-    "wrong type": (("+experiment=linear_smoke", "loop.n_epochs=ten"), "loop.n_epochs must be int"),
+    "wrong type": (("+experiment=linear_smoke", "loop.n_epochs=ten"), "loop.n_epochs must be a whole number"),
     "wrong root type": (("+experiment=linear_smoke", "seed=abc"), "seed"),
     "unknown group choice": (("+experiment=linear_smoke", "loop=fits"), "fit"),
     "unknown target": (
@@ -167,6 +167,21 @@ MISTAKES = {
     "unknown device": (("+experiment=linear_smoke", "device=abacus"), "cpu, cuda"),
     "unknown precision": (("+experiment=linear_smoke", "precision=half"), "float32"),
     "evaluate nothing": (("evaluate",), "run=DIR"),
+    "negative rate": (("+experiment=linear_smoke", "loop.learning_rate=-1"), "0 or above"),
+    "no batch": (("+experiment=linear_smoke", "loop.batch_size=0"), "1 or above"),
+    "no checkpoint": (("+experiment=linear_smoke", "trainer.checkpoint_every=0"), "at least 1"),
+    "one beta": (("+experiment=linear_smoke", "optimizer.betas=[0.9]"), "optimizer"),
+    "share above 1": (("+experiment=linear_smoke", "dataset.validation_fraction=1.5"), "[0, 1)"),
+    "watch at -1": (("+experiment=linear_smoke", "evaluation.every=-1"), "evaluation.every"),
+    "no patience": (
+        ("+experiment=linear_smoke", "trainer.early_stop.patience=0"),
+        "patience must be at least 1",
+    ),
+    "no closed form": (("+experiment=metabolism_s", "prior.roles=false"), "loop=metabolism_adam"),
+    "no rate above 0": (
+        ("+experiment=metabolism_s", "loop.learning_rate_start=-1"),
+        "loop.learning_rate_start must be",
+    ),
 }  # fmt: skip
 
 
@@ -178,6 +193,36 @@ def test_a_mistake_ends_with_one_readable_message(inside, tmp_path, name):
     assert status == 1
     assert expected in message and message.startswith("error: ")
     assert not list(tmp_path.glob("runs/*/*/data")), "refused before any work"
+
+
+def test_a_run_that_failed_leaves_its_folder_free(inside, tmp_path):
+    few = ("+experiment=linear_smoke", "hydra.run.dir=out", "trainer.progress=false")
+    status, message = inside("train", *few, "simulator.n_time=2")
+    assert status == 1 and "at least 3 frames" in message
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "failed"
+    assert inside("train", *few, "simulator.n_run=4", "loop.n_epochs=1")[0] == 0
+    card = json.loads((tmp_path / "out/scorecard.json").read_text())
+    assert card["metrics"]
+
+
+def test_simulate_writes_a_table_that_reads_back(command, tmp_path):
+    import torch
+
+    from neuralgraph.core.recording import Recording
+
+    command("simulate", *SMALL, "hydra.run.dir=out")
+    with (tmp_path / "out/data/series.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    recording = Recording.load(tmp_path / "out/data/recording.pt")
+    assert len(rows) == recording.n_run * recording.n_time
+    column = torch.tensor([float(row["x1"]) for row in rows], dtype=torch.float64)
+    assert torch.equal(column, recording.state[:, :, 1].flatten())
+
+
+def test_verbs_on_a_finished_run_refuse_what_they_would_ignore(inside, tmp_path):
+    assert inside("train", *SMALL, "loop.n_epochs=1", "hydra.run.dir=out")[0] == 0
+    status, message = inside("evaluate", "run=out", "seed=7")
+    assert status == 1 and "seed=7 would have no effect" in message
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path):

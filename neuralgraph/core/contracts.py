@@ -73,7 +73,11 @@ class Objective(Protocol):
 
 
 class Loop(Protocol):
-    """How we ask it: ``loop(session, *, knobs)``."""
+    """How we ask it: ``loop(session, *, knobs)``.
+
+    A loop may carry a function ``refuse(config)`` that raises ``ConfigError`` for combinations of
+    prior, model and knobs it cannot work with; it is called before anything is simulated.
+    """
 
     def __call__(self, session: Any) -> None:
         """Train ``session.model`` in place."""
@@ -88,7 +92,7 @@ class Evaluator(Protocol):
     every: int
 
     def __call__(
-        self, model: nn.Module, data: Any, truth: Truth | None, *, log: Mapping[str, float]
+        self, model: nn.Module, data: Any, truth: Truth | None, *, log: Mapping[str, Any]
     ) -> Scorecard:
         """Scores of the fitted model; ``log`` holds numbers of the training (final loss …)."""
         ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neuralgraph.core.bounds import Count, Share
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -15,9 +17,9 @@ class Budget:
         search: Share in (0, 1] of the rounds a closed-form search may take.
     """
 
-    max_epochs: int | None = None
-    max_steps: int | None = None
-    search: float = 1.0
+    max_epochs: Count | None = None
+    max_steps: Count | None = None
+    search: Share = 1.0
 
     def epochs(self, n: int) -> int:
         """The number of epochs asked for, bounded.

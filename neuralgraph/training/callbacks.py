@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuralgraph.core.errors import ConfigError, nearest
+
 if TYPE_CHECKING:
     from neuralgraph.training.session import Session
 
@@ -19,9 +21,6 @@ class Callback:
 
     def on_phase_start(self, session: Session, name: str, n_epochs: int, start: int) -> None:
         """A phase begins (or goes on) at epoch ``start`` of ``n_epochs``."""
-
-    def on_step(self, session: Session, loss: float | None) -> None:
-        """One optimiser step is done; ``loss`` is given now and then only."""
 
     def on_epoch_end(self, session: Session, row: Mapping[str, Any]) -> None:
         """An epoch is over; ``row`` is its line of ``metrics.jsonl``."""
@@ -117,8 +116,6 @@ class EarlyStop(Callback):
 
     def on_epoch_end(self, session: Session, row: Mapping[str, Any]) -> None:
         """Count, and ask the session to stop."""
-        from neuralgraph.core.errors import ConfigError, nearest
-
         if self.metric not in row:
             raise ConfigError(
                 f"early stop watches '{self.metric}', which no epoch records: "

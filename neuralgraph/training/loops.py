@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.training.session import Session
 
 
 def fit(
     session: Session,
     *,
-    n_epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    clip_norm: float | None,
+    n_epochs: Natural,
+    learning_rate: NotNegative,
+    batch_size: Count,
+    clip_norm: Positive | None,
 ) -> None:
     """Pass over the frames in random order, ``n_epochs`` times, all parameters at one rate.
 

@@ -28,6 +28,9 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
     Raises:
         ConfigError: a prefix that matches no parameter at all.
     """
+    for prefix, rate in rates.items():
+        if not rate >= 0:
+            raise ConfigError(f"the learning rate of '{prefix}' must be 0 or above, got {rate}")
     members: dict[str, list[tuple[str, nn.Parameter]]] = {prefix: [] for prefix in rates}
     everything = dict(model.named_parameters())
     for prefix in rates:

@@ -93,6 +93,9 @@ class Session:
         self.model = model.to(self.device)
         self.data = data.to(self.device)
         self.objective = objective
+        prepare = getattr(objective, "prepare", None)
+        if prepare is not None:  # an objective may take its weights from the training frames
+            prepare(self.data)
         self.make_optimizer: OptimizerFactory = optimizer or Adam
         self.seed = seed
         self.generator = torch_generator(seed, "batches")
@@ -208,6 +211,12 @@ class Session:
         if self._phase is None:
             raise ConfigError("session.log needs a phase around it")
         self._phase.extra.update(values)
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for the report: what this training did that a reader should know."""
+        notes = self.store.setdefault("notes", [])
+        if sentence not in notes:
+            notes.append(sentence)
 
     def stop_phase(self) -> None:
         """End the phase after this epoch."""

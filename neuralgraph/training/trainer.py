@@ -31,8 +31,13 @@ def train(session: Session, loop: Loop) -> dict[str, Any]:
 
 
 def training_log(session: Session) -> dict[str, Any]:
-    """Numbers of a finished training: ``final_loss`` over every training frame, ``n_steps``."""
+    """Numbers of a finished training: ``final_loss`` over every training frame, ``n_steps``,
+    and the notes of the loop."""
     with torch.no_grad():
         everything = session.data.batch(session.data.starts(1), 1)
         final_loss = float(session.objective(session.model, everything).loss)
-    return {"final_loss": final_loss, "n_steps": session.n_steps}
+    return {
+        "final_loss": final_loss,
+        "n_steps": session.n_steps,
+        "notes": list(session.store.get("notes", [])),
+    }

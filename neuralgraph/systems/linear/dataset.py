@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuralgraph.core.bounds import Part
 from neuralgraph.core.errors import DataError
 from neuralgraph.core.recording import Recording
 
@@ -44,7 +45,7 @@ class LinearData:
     """
 
     def __init__(
-        self, recording: Recording, given: Mapping[str, Tensor], *, validation_fraction: float
+        self, recording: Recording, given: Mapping[str, Tensor], *, validation_fraction: Part
     ) -> None:
         if recording.n_time < 3:
             raise DataError(f"a trajectory needs at least 3 frames, got {recording.n_time}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from neuralgraph.core.bounds import Natural
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.linear.dataset import LinearData
@@ -33,7 +34,7 @@ class LinearEvaluator:
     def __init__(
         self,
         *,
-        every: int,
+        every: Natural,
         primary_metric: str,
         direction: str,
         converged_above: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from neuralgraph.core.bounds import NotNegative
 from neuralgraph.core.terms import Terms
 from neuralgraph.systems.linear.dataset import LinearBatch
 from neuralgraph.systems.linear.model import LinearDynamics
@@ -16,7 +17,7 @@ class LinearObjective:
         coeff_L1: Weight of the mean absolute entry of A.
     """
 
-    def __init__(self, *, coeff_L1: float) -> None:
+    def __init__(self, *, coeff_L1: NotNegative) -> None:
         self.coeff_L1 = coeff_L1
 
     def __call__(self, model: LinearDynamics, batch: LinearBatch) -> Terms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from neuralgraph.core.bounds import NotNegative
 from neuralgraph.systems.linear.dataset import LinearSpec
 
 
@@ -17,7 +18,9 @@ class LinearDynamics(nn.Module):
         generator: Source of the initial entries.
     """
 
-    def __init__(self, spec: LinearSpec, *, init_scale: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, spec: LinearSpec, *, init_scale: NotNegative, generator: torch.Generator
+    ) -> None:
         super().__init__()
         start = init_scale * torch.randn(spec.n_var, spec.n_var, generator=generator)
         mask = torch.ones_like(start) if spec.is_edge is None else spec.is_edge.to(start.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import torch_generator
@@ -34,19 +35,17 @@ class LinearNetwork:
     def __init__(
         self,
         *,
-        n_var: int,
-        n_edge_per_var: int,
-        n_run: int,
-        n_test_run: int,
-        n_time: int,
-        dt: float,
-        slowest_rate: float,
-        measurement_noise: float,
+        n_var: Count,
+        n_edge_per_var: Natural,
+        n_run: Count,
+        n_test_run: Natural,
+        n_time: Count,
+        dt: Positive,
+        slowest_rate: Positive,
+        measurement_noise: NotNegative,
     ) -> None:
         if n_edge_per_var >= n_var:
             raise ConfigError(f"n_edge_per_var must be below n_var = {n_var}, got {n_edge_per_var}")
-        if min(n_var, n_run, n_time) < 1 or dt <= 0 or slowest_rate <= 0:
-            raise ConfigError("n_var, n_run, n_time, dt and slowest_rate must be positive")
         self.n_var = n_var
         self.n_edge_per_var = n_edge_per_var
         self.n_run = n_run

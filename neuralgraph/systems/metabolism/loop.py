@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.start import closed_form_start
 from neuralgraph.training.session import Session
 
 STARTS = ("closed_form", "random")
+S_KNOBS_LOOP = ("learning_rate_S_start", "clip_S")
+S_KNOBS_LOSS = ("coeff_S_L1", "coeff_S_L2", "coeff_S_integer", "coeff_mass_conservation")
+"""Keys that act on the gradient of S only."""
 
 
 def data_train_metabolism(
     session: Session,
     *,
     start: str,
-    max_coefficient: int,
-    max_types: int,
-    n_epochs: int,
-    batch_size: int,
-    n_batches: int,
-    learning_rate_start: float,
-    learning_rate_k: float,
-    learning_rate_node: float,
-    learning_rate_sub: float,
-    learning_rate_embedding: float,
-    learning_rate_S_start: float,
-    clip_S: float | None,
+    max_coefficient: Count,
+    max_types: Count,
+    n_epochs: Natural,
+    batch_size: Count,
+    n_batches: Count,
+    learning_rate_start: NotNegative,
+    learning_rate_k: NotNegative,
+    learning_rate_node: NotNegative,
+    learning_rate_sub: NotNegative,
+    learning_rate_embedding: NotNegative,
+    learning_rate_S_start: NotNegative,
+    clip_S: Positive | None,
 ) -> None:
     """Solve in closed form what the data determine that way, then descend on all of it together.
 
     The closed-form part depends on the kinetics and on what is given (see
     :func:`neuralgraph.systems.metabolism.start.closed_form_start`); it leaves its result in the
-    model's parameters. The gradient phase trains every parameter that is not given, ends at
-    learning rates of zero (cosine), and is undone when it has not lowered the loss.
+    model's parameters. The gradient phase trains every parameter that is not given, decays
+    its learning rates along half a cosine, and is undone when it has not lowered the loss.
 
     Args:
         session: The session to train.
@@ -56,11 +61,6 @@ def data_train_metabolism(
         learning_rate_S_start: Of ``sto_sub`` and ``sto_all``.
         clip_S: Largest gradient norm of the stoichiometry, ``None`` for no clipping.
     """
-    if start not in STARTS:
-        raise ConfigError(f"loop.start must be one of {', '.join(STARTS)}; got '{start}'")
-    prepare = getattr(session.objective, "prepare", None)
-    if prepare is not None:
-        prepare(session.data)
     settled: tuple[str, ...] = ()
     if start == "closed_form":
         settled = closed_form_start(session, max_coefficient=max_coefficient, max_types=max_types)
@@ -79,17 +79,79 @@ def data_train_metabolism(
     _descend(session, rates, clip_S, n_epochs=n_epochs, n_batches=n_batches, batch_size=batch_size)
 
 
+def refuse(config: Mapping[str, Any]) -> None:
+    """Combinations of prior, model and knobs that ``data_train_metabolism`` cannot work with.
+
+    Raises:
+        ConfigError: says what to change.
+    """
+    loop, prior, model = config["loop"], config["prior"], config["model"]
+    if loop["start"] not in STARTS:
+        raise ConfigError(f"loop.start must be one of {', '.join(STARTS)}; got '{loop['start']}'")
+    _refuse_dead_knobs(config)
+    if loop["start"] == "random":
+        return
+    instead = "use loop.start=random or loop=metabolism_adam"
+    is_given = prior.get("stoichiometry", False)
+    if not is_given and not (prior.get("support", False) and prior.get("roles", False)):
+        raise ConfigError(
+            "loop.start=closed_form needs prior.support=true and prior.roles=true (or "
+            f"prior.stoichiometry=true): {instead}"
+        )
+    if prior.get("rate_constants", False):
+        raise ConfigError(
+            "loop.start=closed_form solves for the rate constants, and prior.rate_constants gives "
+            f"them: {instead}"
+        )
+    if model.get("kinetics") == "learned_rate" and is_given:
+        raise ConfigError(
+            f"kinetics=learned_rate with given S has no closed-form start: {instead}"
+        )
+    if model.get("kinetics") == "mass_action" and (
+        model["aggregation"] != "multiply" or model["softplus"]
+    ):
+        raise ConfigError(
+            "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false: "
+            f"{instead}"
+        )
+
+
+data_train_metabolism.refuse = refuse  # type: ignore[attr-defined]
+
+
+def _refuse_dead_knobs(config: Mapping[str, Any]) -> None:
+    """Refuse keys that this loop would leave without effect."""
+    loop, loss, prior = config["loop"], config["loss"], config["prior"]
+    if loss.get("first_coeff_L1"):
+        raise ConfigError(
+            f"loss.first_coeff_L1={loss['first_coeff_L1']:g} has no effect here: it acts in the "
+            "first of two phases, which loop=metabolism does not have; use loop=metabolism_adam, "
+            "or set it to 0"
+        )
+    if loop["start"] == "random" or prior.get("stoichiometry", False):
+        return
+    dead = [f"loop.{key}" for key in S_KNOBS_LOOP if loop[key]]
+    dead += [f"loss.{key}" for key in S_KNOBS_LOSS if loss.get(key)]
+    if dead:
+        raise ConfigError(
+            f"{', '.join(dead)} would have no effect: loop.start=closed_form solves for S on the "
+            "integers and leaves it there. Use loop.start=random or loop=metabolism_adam, which "
+            f"train S by gradient, or set {'it' if len(dead) == 1 else 'them'} to 0 (clip_S: null)"
+        )
+
+
 def _descend(
     session: Session,
     rates: dict[str, float],
     clip_S: float | None,
     *,
-    n_epochs: int,
-    n_batches: int,
-    batch_size: int,
+    n_epochs: Natural,
+    n_batches: Count,
+    batch_size: Count,
 ) -> None:
     """Gradient phase with a cosine decay; the parameters with the lowest loss are kept."""
     session.store.setdefault("best", _snapshot(session, _loss(session)))
+    before = session.store.setdefault("loss_before_gradient", session.store["best"]["loss"])
     clip = _clip(session.model, clip_S)
     with session.phase("gradient", train=rates, clip=clip) as phase:
         for epoch in phase.epochs(n_epochs):
@@ -104,25 +166,31 @@ def _descend(
             if loss < session.store["best"]["loss"]:
                 session.store["best"] = _snapshot(session, loss)
     session.model.load_state_dict(session.store["best"]["model"])
+    after = session.store["best"]["loss"]
+    session.note(
+        f"the gradient phase lowered the loss from {before:.3g} to {after:.3g}"
+        if after < before
+        else f"the gradient phase did not lower the loss of {before:.3g} and was undone"
+    )
 
 
 def data_train_metabolism_adam(
     session: Session,
     *,
-    n_epochs: int,
-    n_epochs_init: int,
-    batch_size: int,
-    data_augmentation_loop: int,
-    learning_rate_start: float,
-    learning_rate_k: float,
-    learning_rate_node: float,
-    learning_rate_sub: float,
-    learning_rate_embedding: float,
-    learning_rate_S_start: float,
+    n_epochs: Natural,
+    n_epochs_init: Natural,
+    batch_size: Count,
+    data_augmentation_loop: Count,
+    learning_rate_start: NotNegative,
+    learning_rate_k: NotNegative,
+    learning_rate_node: NotNegative,
+    learning_rate_sub: NotNegative,
+    learning_rate_embedding: NotNegative,
+    learning_rate_S_start: NotNegative,
     recurrent_training: bool,
-    time_step: int,
-    clip_S: float | None,
-    soft_threshold_S: float,
+    time_step: Count,
+    clip_S: Positive | None,
+    soft_threshold_S: NotNegative,
 ) -> None:
     """The documents' plain training: Adam at constant rates on randomly drawn frames.
 
@@ -149,9 +217,6 @@ def data_train_metabolism_adam(
             proximal step of L1); 0 for none.
     """
     objective = session.objective
-    prepare = getattr(objective, "prepare", None)
-    if prepare is not None:
-        prepare(session.data)
     model = session.model
     rates = learning_rates(
         model,  # type: ignore[arg-type]
