@@ -395,9 +395,9 @@ class MetabolismEvaluator:
             "n_outliers",
             "n_outliers_identifiable",
             "max_abs_dlog10_k_identifiable",
-            "slope",
         ):
             baselines[name] = {CONSTANT: constant[name]}
+        baselines["slope"] = {CONSTANT: 0.0}
         # of each set its own mean
         baselines["rate_constants_R2"] = {CONSTANT: 0.0}
         baselines["rate_constants_R2_identifiable"] = {CONSTANT: 0.0}
@@ -429,7 +429,14 @@ class MetabolismEvaluator:
             prior=(float(prior[0]), float(prior[1])),
         )
         if value is None:
-            card.skip(name, "what the data leave open of k is no single combination per group")
+            in_group = {j for one in found.group for j in one.members}
+            alone = set((~found.k).nonzero().flatten().tolist()) - in_group
+            card.skip(
+                name,
+                "some rate constants are open because their columns of S are"
+                if alone
+                else "a group of reactions has several determined combinations",
+            )
             return
         card.add(name, value)
         baselines[name] = {CONSTANT: 0.0}

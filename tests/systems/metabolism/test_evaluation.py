@@ -369,3 +369,13 @@ def test_what_cannot_fit_the_data_is_noted_and_logged(caplog):
         flux_limit=True,
     )  # fmt: skip
     assert not same.notes
+
+
+def test_a_ceiling_that_cannot_be_computed_says_which_openness_is_to_blame():
+    model, data, truth = case()
+    truth.facts["log_k_range"] = [-3.0, -2.0]
+    assert "rate_constants_R2_ceiling" in evaluator()(model, data, truth, log=LOG).metrics
+    truth.parameters["sto_all"] = truth.parameters["sto_all"].clone()
+    truth.parameters["sto_all"][0] *= 1.3
+    card = evaluator()(model, data, truth, log=LOG)
+    assert "their columns of S are" in card.not_computed["rate_constants_R2_ceiling"]
