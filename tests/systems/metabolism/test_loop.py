@@ -34,7 +34,9 @@ def whole(tmp_path_factory):
     return config, path
 
 
-@pytest.mark.parametrize("n_saved", [1, 3, 5])
+@pytest.mark.parametrize(
+    "n_saved", [1, pytest.param(3, marks=pytest.mark.long), pytest.param(5, marks=pytest.mark.long)]
+)
 def test_killed_after_any_checkpoint_and_resumed_gives_the_same_bytes(
     whole, tmp_path, monkeypatch, n_saved
 ):
