@@ -84,7 +84,6 @@ def test_every_third_party_import_is_declared():
         "sklearn": "scikit-learn",
         "libsbml": "python-libsbml",
         "roadrunner": "libroadrunner",
-        "lightning_fabric": "lightning-fabric",
         "torch_geometric": "torch-geometric",
         "hydra": "hydra-core",
         "yaml": "pyyaml",
