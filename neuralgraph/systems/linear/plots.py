@@ -60,5 +60,7 @@ class LinearReporter:
             panels.loss_curves(ax, folder / "metrics.jsonl")
             yield style.save(
                 figure, out / "loss.png", "Training",
-                "Loss (thick) and the weighted regularisers at the end of each epoch.",
+                "The data term loss (thick blue), each weighted regulariser coeff_… that is on, "
+                "their sum regul_total (cyan) and validation_loss (dashed), as far as they are "
+                "above 0, at the end of each epoch.",
             )  # fmt: skip
