@@ -38,7 +38,7 @@ alike, each from its own rate law.
 ``rate_constants_group_error``  largest relative error of the determined combinations (k1 ± k2, …)
 ``rate_constants_R2_ceiling``   expected ``rate_constants_R2`` of the best predictor there is: the
                                 posterior mean under the prior of k and the determined combinations
-``alpha``                       amplitude of the learned rate law, |MLP_sub(1, 1)|
+``alpha``                       amplitude of the learned rate law, ``|MLP_sub(1, 1)|``
 ``MLP_sub_curve_error_s``       root mean square of MLP_sub(c, s) / alpha - c^s over the range of
                                 training concentrations, relative to that of c^s
 ``MLP_node_slope_ratio_t``      learned over true slope of homeostasis, median over type t
@@ -49,6 +49,8 @@ alike, each from its own rate law.
 
 Exactness and gauge-fixed R² count columns of integers only: the biomass reaction of an SBML model
 has no integer scale, and its coefficients of 60 would decide every R². Such columns are left out.
+Where S is not given, the rate constant of such a column has a free scale as well, so that it is not
+identifiable (``no integer scale``).
 """
 
 from __future__ import annotations
