@@ -13,6 +13,7 @@ from torch import nn
 
 from neuralgraph.core.errors import DataError
 from neuralgraph.systems.metabolism.recovery import Recovered, recover_stoichiometry
+from neuralgraph.systems.metabolism.recovery_checks import checked_problem
 from neuralgraph.systems.metabolism.recovery_law import (
     PolynomialLaw,
     collocation,
@@ -183,6 +184,33 @@ def test_confidence_is_low_where_the_answer_is_wrong() -> None:
     wrong = found.sto_all != problem.sto_all
     assert wrong.any()
     assert np.median(found.confidence[wrong]) < np.median(found.confidence[~wrong])
+
+
+def test_polished_columns_get_a_confidence() -> None:
+    problem, found = solved(7)
+    right = found.sto_all == problem.sto_all
+    # a column that only the polish found is not second best any more
+    assert (found.confidence[right] > 0).mean() > 0.95
+
+
+def test_networks_lower_the_objective_and_keep_the_integers() -> None:
+    problem, rough = solved(7)
+    found = recover(problem, n_sharpen=2, sharp_degree=(7, 5, 5))
+    assert found.objective < rough.objective - 0.5
+    np.testing.assert_array_equal(found.sto_all, problem.sto_all)
+
+
+def test_runaway_frames_do_not_widen_the_box() -> None:
+    problem = make(7, n_frame=1000)
+    c = problem.args["concentration"].copy()
+    c[::5, 3] = 40.0
+    checked = checked_problem(
+        **{**problem.args, "concentration": c}, n_met=N_MET, n_rxn=N_RXN, max_coefficient=2
+    )
+    assert len(checked.inner) == 720
+    assert not np.isin(np.arange(0, 1000, 5), checked.inner).any()
+    assert checked.half_width < 2.6
+    assert len(checked.frames(100)) == 100
 
 
 def test_float32_input_is_accepted() -> None:
