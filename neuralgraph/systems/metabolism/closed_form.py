@@ -1,8 +1,8 @@
-"""Closed-form starts for mass-action networks: what is linear is solved, not descended to.
+r"""Closed-form starts for mass-action networks: what is linear is solved, not descended to.
 
-With rates $v_j = k_j \\prod_i c_i^{p\\,s_{ij}}$ and one power $p$, every unknown but $p$ is linear:
-given S the rate constants are, and with S unknown the products $W_{ij} = S_{ij} k_j$ are, metabolite
-by metabolite. $p$ is found by minimising what is left.
+With rates $v_j = k_j \prod_i c_i^{p\,s_{ij}}$ and one power $p$, every unknown but $p$ is linear:
+given S the rate constants are, and with S unknown the products $W_{ij} = S_{ij} k_j$ are,
+metabolite by metabolite. $p$ is found by minimising what is left.
 """
 
 from __future__ import annotations

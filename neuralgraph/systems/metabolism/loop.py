@@ -104,9 +104,7 @@ def refuse(config: Mapping[str, Any]) -> None:
             f"them: {instead}"
         )
     if model.get("kinetics") == "learned_rate" and is_given:
-        raise ConfigError(
-            f"kinetics=learned_rate with given S has no closed-form start: {instead}"
-        )
+        raise ConfigError(f"kinetics=learned_rate with given S has no closed-form start: {instead}")
     if model.get("kinetics") == "mass_action" and (
         model["aggregation"] != "multiply" or model["softplus"]
     ):
