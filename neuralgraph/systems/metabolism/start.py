@@ -95,7 +95,7 @@ def _decode_integers(
                 max_coefficient=max_coefficient,
                 n_scan=session.budget.rounds(24),
                 n_anneal=session.budget.rounds(20),
-                n_sharpen=int(5 * session.budget.search),
+                n_sharpen=int(10 * session.budget.search),
             )
             _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
