@@ -57,8 +57,7 @@ def build(node: Mapping[str, Any], group: str) -> Any:
 
 
 def check(node: Mapping[str, Any], group: str) -> str:
-    """Bind the keys of a node, and of the nodes inside it, against the signatures of their
-    ``_target_``; returns the target."""
+    """Bind a node's keys, and those of nodes inside it, to their targets; returns the target."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"config group '{group}' needs a _target_ (a dotted import path)")
     return _check_node(node, group, RUNTIME_ARGUMENTS[group])
@@ -134,8 +133,10 @@ def _locate(target: str, group: str) -> Callable[..., Any]:
 def _check_type(
     name: str, value: Any, parameter: inspect.Parameter, function: Callable[..., Any]
 ) -> None:
-    """Validate a plain value against an annotation; annotations that only exist for type
-    checkers, or that are not about plain values, are left alone."""
+    """Validate a plain value against an annotation.
+
+    Annotations that only exist for type checkers, or are not about plain values, are left alone.
+    """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 

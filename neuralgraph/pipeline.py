@@ -177,7 +177,7 @@ def open_session(
     model: nn.Module,
     truth: Truth | None,
 ) -> tuple[Any, Session]:
-    """Session with its callbacks; the truth goes into the watcher that writes a file, no further."""
+    """Session with its callbacks; the truth goes into a watcher of a file, no further."""
     trainer = config["trainer"]
     callbacks: list[Callback] = []
     if parts.evaluation.every and truth is not None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ class Session:
         self.seconds: dict[str, float] = {}
         self._n_lines = 0
         self._n_phases = 0
-        self._resume: dict[str, Any] | None = None
+        self.pending: dict[str, Any] | None = None
+        """Checkpoint that a phase has still to take up, while a run is being resumed."""
         self._phase: Phase | None = None
 
     # ---- the verbs of a loop -------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Session:
         *,
         train: Mapping[str, float],
         clip: Mapping[str, float] | None = None,
-    ) -> Iterator[Phase]:
+    ) -> Generator[Phase]:
         """A stretch of training in which some parameters move.
 
         Args:
@@ -171,7 +172,9 @@ class Session:
             )
         if n_batches is None:
             order = torch.randperm(n, generator=self.generator)
-            chunks = list(order.split(batch_size))[: self.budget.steps(n)]
+            chunks = [order[i : i + batch_size] for i in range(0, n, batch_size)][
+                : self.budget.steps(n)
+            ]
             for chunk in chunks:
                 yield self.data.batch(starts[chunk], horizon)
             return
@@ -198,7 +201,7 @@ class Session:
             self._refuse_non_finite(terms, total)
         for parameter in phase.trained:
             parameter.grad = None
-        total.backward()
+        torch.autograd.backward(total)
         for parameters, largest in phase.clipped:
             torch.nn.utils.clip_grad_norm_(parameters, largest)
         phase.optimizer.step()
@@ -231,7 +234,7 @@ class Session:
             return False
         content = load_checkpoint(path)
         load_weights(self.model, content["model"], source=str(path))
-        self._resume = content
+        self.pending = content
         self.store = dict(content["store"])
         self.n_steps = int(content["n_steps"])
         self.last_row = dict(content["row"])
@@ -278,7 +281,8 @@ class Session:
                 )
         raise TrainingError(f"the weighted sum of the loss terms overflows at step {self.n_steps}")
 
-    def _write_row(self, row: dict[str, Any]) -> None:
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
         self.last_row = row
         self._n_lines += 1
         if self.folder is not None:
@@ -356,21 +360,21 @@ class Phase:
 
     def _first_epoch(self) -> int | None:
         session = self.session
-        saved = session._resume
+        saved = session.pending
         if saved is None:
             return 0
         if self.index < saved["phase"] or (self.index == saved["phase"] and saved["phase_done"]):
             if self.index == saved["phase"]:
                 self._same_phase(saved)
                 session.generator.set_state(saved["generator"])
-                session._resume = None
+                session.pending = None
             return None
         if self.index == saved["phase"]:
             self._same_phase(saved)
             if self.optimizer is not None and saved["optimizer"] is not None:
                 self.optimizer.load_state_dict(saved["optimizer"])
             session.generator.set_state(saved["generator"])
-            session._resume = None
+            session.pending = None
             return int(saved["epoch"]) + 1
         raise CheckpointError("the loop's phases changed since the checkpoint was written")
 
@@ -398,7 +402,7 @@ class Phase:
                 row["validation_loss"] = float(session.objective(session.model, validation).loss)
             session.model.train()
         row.update(self.extra)
-        session._write_row(row)
+        session.write_row(row)
         for callback in session.callbacks:
             callback.on_epoch_end(session, row)
         done = last or self.stopped

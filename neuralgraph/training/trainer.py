@@ -31,8 +31,7 @@ def train(session: Session, loop: Loop) -> dict[str, Any]:
 
 
 def training_log(session: Session) -> dict[str, Any]:
-    """Numbers of a finished training: ``final_loss`` over every training frame, ``n_steps``,
-    and the notes of the loop."""
+    """Numbers and notes of a finished training; ``final_loss`` is over every training frame."""
     with torch.no_grad():
         everything = session.data.batch(session.data.starts(1), 1)
         final_loss = float(session.objective(session.model, everything).loss)

@@ -49,9 +49,7 @@ class Tried:
             self.config = plain(compose("train", self.overrides))
         self.parts = pipeline.compose(self.config)
         self.recording, self.truth = self.parts.simulator.simulate(1)
-        self.given = self.parts.simulator.reveal(
-            self.recording, self.truth, **self.config["prior"]
-        )
+        self.given = self.parts.simulator.reveal(self.recording, self.truth, **self.config["prior"])
         self.data, self.model = pipeline.cut_and_build(
             self.parts, self.config, self.recording, self.given
         )

@@ -148,7 +148,7 @@ def test_groups_take_the_longest_prefix_of_whole_name_parts():
     groups = parameter_groups(model, {"": 1.0, "w": 2.0, "inner.bias": 3.0})
     rate = {name: g["lr"] for g in groups for name in g["names"]}
     assert rate == {"w": 2.0, "w_other": 1.0, "inner.weight": 1.0, "inner.bias": 3.0}
-    with pytest.raises(ConfigError, match="innr.*did you mean 'inner"):
+    with pytest.raises(ConfigError, match=r"innr.*did you mean 'inner"):
         parameter_groups(model, {"innr.bias": 1.0})
 
 
@@ -203,7 +203,7 @@ def test_a_step_outside_a_phase_is_refused():
 def test_the_loop_must_be_the_one_the_run_was_started_with(tmp_path):
     with pytest.raises(Killed):
         train(session(tmp_path, callbacks=[KillAt(2)]), two_phases)
-    with pytest.raises(CheckpointError, match="'first'.*'fit'"):
+    with pytest.raises(CheckpointError, match=r"'first'.*'fit'"):
         train(session(tmp_path), lambda x: fit(x, **KNOBS))
 
 

@@ -24,8 +24,11 @@ class LinearSpec:
 
 @dataclass(frozen=True)
 class LinearBatch:
-    """Frames: ``state`` and ``dx_dt`` are ``(n_batch, n_var)``; ``future`` the next states
-    ``(n_batch, horizon, n_var)`` for rollouts, ``dt`` apart."""
+    """Frames of a batch.
+
+    ``state`` and ``dx_dt`` are ``(n_batch, n_var)``; ``future`` holds the next states for rollouts,
+    ``(n_batch, horizon, n_var)``, ``dt`` apart.
+    """
 
     state: Tensor
     dx_dt: Tensor

@@ -47,7 +47,8 @@ def unit_rates(
 
     Args:
         concentration: ``(n_frame, n_met)``, >= 0.
-        met_sub, rxn_sub: Substrate edges, ``(n_sub_edge,)``.
+        met_sub: Metabolite of each substrate edge, ``(n_sub_edge,)``.
+        rxn_sub: Reaction of each substrate edge.
         order: Kinetic order of each edge, ``(n_sub_edge,)``.
         n_rxn: Number of reactions; one without substrates runs at 1.
     """
@@ -81,9 +82,14 @@ def start_from_support(
     to all metabolites together.
 
     Args:
-        concentration, dx_dt: ``(n_frame, n_met)``.
-        met_sub, rxn_sub, order: Substrate edges and kinetic orders.
-        met_all, rxn_all, sign_all: Net edges with their signs (0: unknown).
+        concentration: ``(n_frame, n_met)``.
+        dx_dt: ``(n_frame, n_met)``.
+        met_sub: Metabolite of each substrate edge.
+        rxn_sub: Reaction of each substrate edge.
+        order: Kinetic order of each substrate edge.
+        met_all: Metabolite of each net edge.
+        rxn_all: Reaction of each net edge.
+        sign_all: Sign of each net edge, 0 where unknown.
         n_rxn: Number of reactions.
         max_coefficient: Largest integer coefficient considered.
         powers: Bounds on the common power.
