@@ -17,6 +17,10 @@ from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.training.session import Session
 
 
+LOG_K_RANGE = (-2.6, 1.6)
+"""Range of log10 k the integer decoding considers; document 001 states [-2, 1]."""
+
+
 def closed_form_start(session: Session, *, max_coefficient: int, max_types: int) -> tuple[str, ...]:
     """Set the model's parameters without a gradient.
 
@@ -93,11 +97,18 @@ def _decode_integers(
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "integer decoding"),
                 max_coefficient=max_coefficient,
+                log_k_range=LOG_K_RANGE,
                 n_scan=session.budget.rounds(24),
                 n_anneal=session.budget.rounds(20),
                 n_sharpen=int(10 * session.budget.search),
             )
             _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
+            low, high = LOG_K_RANGE
+            session.note(
+                f"assumed by the integer decoding: coefficients 1 to {max_coefficient}, log10 k "
+                f"in [{low:g}, {high:g}], |s| of a substrate equal to its |S|, a rate law like "
+                "that of untrained networks of the model's family"
+            )
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
             session.store["sto_all"] = torch.as_tensor(found.sto_all)
             session.store["confidence"] = torch.as_tensor(found.confidence)
