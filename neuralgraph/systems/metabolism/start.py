@@ -16,7 +16,6 @@ from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.training.session import Session
 
-
 LOG_K_RANGE = (-2.6, 1.6)
 """Range of log10 k the integer decoding considers; document 001 states [-2, 1]."""
 
