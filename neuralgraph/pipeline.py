@@ -19,6 +19,7 @@ from neuralgraph.core.files import write_text
 from neuralgraph.core.recording import Recording, Truth, load_tensors, save_tensors
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import derived_seed, torch_generator
+from neuralgraph.core.threads import limit_threads
 from neuralgraph.training.budget import Budget
 from neuralgraph.training.callbacks import Callback, EarlyStop, PeriodicEvaluation, Progress
 from neuralgraph.training.checkpoint import load_checkpoint, load_weights
@@ -91,7 +92,7 @@ def run(config: Mapping[str, Any], folder: Path) -> Scorecard:
     parts = compose(config)
     began = time.perf_counter()
     seconds: dict[str, float] = {}
-    torch.set_num_threads(config["n_threads"])
+    limit_threads(config["n_threads"])
 
     recording, truth, given = simulate(parts.simulator, config, folder / "data")
     seconds["simulate"] = time.perf_counter() - began
@@ -258,7 +259,7 @@ def write_report(
 def reopen(config: Mapping[str, Any], folder: Path) -> tuple[Parts, Session, Truth | None, dict]:
     """Parts, session with the final weights, truth and given of a finished run folder."""
     parts = compose(config)
-    torch.set_num_threads(config["n_threads"])
+    limit_threads(config["n_threads"])
     recording, truth, given = read_data(folder / "data")
     data, model = cut_and_build(parts, config, recording, given)
     content = load_checkpoint(folder / "checkpoints" / "final.pt")

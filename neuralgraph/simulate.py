@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from neuralgraph.cli import guarded, plain, reported
 from neuralgraph.config import CONFIG_FOLDER
 from neuralgraph.core.errors import NeuralGraphError
+from neuralgraph.core.threads import limit_threads
 
 if TYPE_CHECKING:
     from neuralgraph.core.recording import Recording
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 @reported
 def task(cfg: DictConfig) -> None:
     """Write ``data/recording.pt``, ``data/truth.pt``, ``data/given.pt``, ``data/series.csv``."""
-    import torch
     from hydra.core.hydra_config import HydraConfig
 
     from neuralgraph import pipeline
@@ -31,7 +31,7 @@ def task(cfg: DictConfig) -> None:
     config = plain_simulation(cfg)
     simulator = build(config["simulator"], "simulator")
     bind_switches(simulator.reveal, config["prior"])
-    torch.set_num_threads(config["n_threads"])
+    limit_threads(config["n_threads"])
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config, resume=False)
     try:
         recording, truth, _ = pipeline.simulate(simulator, config, folder.path / "data")
