@@ -18,7 +18,7 @@ def limit_threads(n_threads: int) -> None:
     for variable in VARIABLES:
         os.environ[variable] = str(n_threads)
     if "numpy" in sys.modules:
-        import threadpoolctl
+        import threadpoolctl  # pyright: ignore[reportMissingTypeStubs]  # ships none
 
         threadpoolctl.threadpool_limits(n_threads)
     if "torch" in sys.modules:

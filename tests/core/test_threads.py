@@ -13,7 +13,8 @@ def test_libraries_loaded_before_and_after_obey():
         "limit_threads(1)\n"
         "import torch, scipy.linalg, threadpoolctl\n"
         "limit_threads(1)\n"
-        "print(torch.get_num_threads(), *[p['num_threads'] for p in threadpoolctl.threadpool_info()])"
+        "pools = threadpoolctl.threadpool_info()\n"
+        "print(torch.get_num_threads(), *[pool['num_threads'] for pool in pools])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"1"}
