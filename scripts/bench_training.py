@@ -17,6 +17,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -308,7 +309,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     sides = {"batch_size": args.batch_size, "n_step": args.steps, "n_round": args.rounds}
     speed = [side_by_side(name, **sides) for name in MODELS]
     speed.insert(1, side_by_side("metabolism_mass_action", tabulate=None, **sides))

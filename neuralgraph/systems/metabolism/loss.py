@@ -120,8 +120,9 @@ class MetabolismObjective:
 
         A penalty that the data are known to contradict is warned of, and kept in ``data.notes``.
         """
-        self._variance = data.train.dx_dt.detach().double().var(dim=0)
-        self._weight = None
+        if self.metabolite_weights == "inverse_variance":
+            self._variance = data.train.dx_dt.detach().double().var(dim=0)
+            self._weight = None
         weight = self.coefficients["coeff_mass_conservation"]
         if weight > 0 and data.spec.mass_balanced is False and data.spec.sto_all is None:
             data.note(
