@@ -60,7 +60,10 @@ def test_a_run_leaves_everything_it_promises(command, tmp_path):
 def test_same_command_same_bytes_and_another_seed_other_bytes(command, tmp_path):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         command("train", *SMALL, "loop.n_epochs=3", f"seed={seed}", f"hydra.run.dir={folder}")
-    read = lambda folder, name: (tmp_path / folder / name).read_bytes()  # noqa: E731
+
+    def read(folder: str, name: str) -> bytes:
+        return (tmp_path / folder / name).read_bytes()
+
     assert read("a", "metrics.jsonl") == read("b", "metrics.jsonl") != read("c", "metrics.jsonl")
     assert read("a", "scorecard.json") == read("b", "scorecard.json")
     assert read("a", "checkpoints/final.pt") == read("b", "checkpoints/final.pt")

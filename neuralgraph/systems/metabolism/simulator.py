@@ -9,6 +9,7 @@ and the noise never share one, so that a change in one leaves the others alone.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -275,7 +276,7 @@ class _Built:
     facts: dict[str, Any]
 
 
-class NetworkSimulator(RevealsPrior):
+class NetworkSimulator(RevealsPrior, ABC):
     """What the simulators with drawn kinetics share; see the module's text.
 
     Args:
@@ -358,9 +359,9 @@ class NetworkSimulator(RevealsPrior):
 
     # -- what each simulator defines ----------------------------------------------------------
 
+    @abstractmethod
     def _build(self, seed: int) -> _Built:
         """The network, its rate law, and the hidden parameters."""
-        raise NotImplementedError
 
     # -- shared draws -------------------------------------------------------------------------
 
