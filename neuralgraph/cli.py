@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from neuralgraph.core.errors import ConfigError, NeuralGraphError, RunFolderError, nearest
 
@@ -118,7 +118,8 @@ def plain(cfg: Any) -> dict[str, Any]:
         )
     if missing:
         raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=… on the command line")
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    # the root of a config is a mapping with string keys, which OmegaConf's types cannot say
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
 
 
 def experiments(cfg: Any) -> list[str]:

@@ -67,7 +67,7 @@ def plain_simulation(cfg: DictConfig) -> dict:
     from omegaconf import OmegaConf
 
     kept = ("name", "question", "seed", "resume", "n_threads", "prior", "simulator", "budget")
-    return plain(OmegaConf.masked_copy(cfg, kept))  # type: ignore[arg-type]
+    return plain(OmegaConf.masked_copy(cfg, list(kept)))
 
 
 if __name__ == "__main__":

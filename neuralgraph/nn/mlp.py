@@ -72,7 +72,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(itertools.pairwise(width)):
             # skip_init leaves the global generator alone
-            linear: nn.Linear = nn.utils.skip_init(nn.Linear, a, b)  # type: ignore[assignment]
+            linear: nn.Linear = nn.utils.skip_init(nn.Linear, a, b)  # type: ignore[assignment]  # typed Module
             bound = 1 / math.sqrt(max(a, 1))
             with torch.no_grad():
                 linear.weight.uniform_(-bound, bound, generator=generator)

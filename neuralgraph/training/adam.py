@@ -56,7 +56,7 @@ class Adam(torch.optim.Adam):
         self._gathered = None
         super().load_state_dict(state_dict)
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]  # torch's is wrapped
         """As in torch."""
         self._write_steps()
         return super().state_dict()
@@ -100,7 +100,7 @@ class Adam(torch.optim.Adam):
         return None
 
     # torch would wrap step in a profiler range
-    step.hooked = True  # type: ignore[attr-defined]
+    step.hooked = True  # type: ignore[attr-defined]  # torch reads it from the function
 
     def _plain_step(self, closure: Callable[[], float] | None) -> Any:
         self._write_steps()

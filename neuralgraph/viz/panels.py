@@ -178,7 +178,7 @@ def heatmap(
     )
     bar = ax.figure.colorbar(shown, ax=ax, pad=0.02, aspect=28, fraction=0.05)
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib leaves it untyped
     bar.ax.tick_params(length=2)
     ax.spines[["left", "bottom"]].set_visible(False)
     return ax

@@ -10,6 +10,7 @@ import torch
 
 from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.core.errors import ConfigError
+from neuralgraph.systems.metabolism.loss import MetabolismObjective
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.start import closed_form_start
 from neuralgraph.training.session import Session
@@ -67,7 +68,7 @@ def data_train_metabolism(
     if not n_epochs:
         return
     rates = learning_rates(
-        session.model,  # type: ignore[arg-type]
+        _model(session),
         default=learning_rate_start,
         log_k=learning_rate_k,
         node=learning_rate_node,
@@ -114,7 +115,7 @@ def refuse(config: Mapping[str, Any]) -> None:
         )
 
 
-data_train_metabolism.refuse = refuse  # type: ignore[attr-defined]
+setattr(data_train_metabolism, "refuse", refuse)  # noqa: B010  # a function has no such field
 
 
 def _refuse_dead_knobs(config: Mapping[str, Any]) -> None:
@@ -215,9 +216,13 @@ def data_train_metabolism_adam(
             proximal step of L1); 0 for none.
     """
     objective = session.objective
-    model = session.model
+    if not isinstance(objective, MetabolismObjective):
+        raise ConfigError(
+            f"loop=metabolism_adam trains loss=metabolism, got {type(objective).__name__}"
+        )
+    model = _model(session)
     rates = learning_rates(
-        model,  # type: ignore[arg-type]
+        model,
         default=learning_rate_start,
         log_k=learning_rate_k,
         node=learning_rate_node,
@@ -230,11 +235,11 @@ def data_train_metabolism_adam(
     n_batches = max(1, int(n_frame * data_augmentation_loop // batch_size * 0.2))
     with session.phase("adam", train=rates, clip=_clip(model, clip_S)) as phase:
         for epoch in phase.epochs(n_epochs):
-            objective.set_first_phase(epoch < n_epochs_init)  # type: ignore[attr-defined]
+            objective.set_first_phase(epoch < n_epochs_init)
             for batch in session.batches(batch_size, n_batches=n_batches, horizon=horizon):
                 session.step(batch)
             if soft_threshold_S:
-                _shrink(model, soft_threshold_S)  # type: ignore[arg-type]
+                _shrink(model, soft_threshold_S)
 
 
 def learning_rates(
@@ -260,6 +265,15 @@ def learning_rates(
     }
     present = {name.split(".")[0] for name, _ in model.named_parameters()}
     return {name: rate or default for name, rate in wanted.items() if name in present}
+
+
+def _model(session: Session) -> Metabolism_Propagation:
+    if not isinstance(session.model, Metabolism_Propagation):
+        raise ConfigError(
+            f"this loop trains Metabolism_Propagation, got {type(session.model).__name__}: "
+            "use loop=fit"
+        )
+    return session.model
 
 
 def _clip(model: torch.nn.Module, largest: float | None) -> dict[str, float]:
