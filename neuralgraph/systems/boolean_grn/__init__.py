@@ -1,0 +1,1 @@
+"""Boolean gene circuits: exact phenotypes, their classifier, and circuits by design."""
