@@ -246,12 +246,15 @@ def write_report(
     truth: Truth | None,
     scorecard: Scorecard,
 ) -> list[Path]:
-    """Figures and ``report.html``; returns the paths of the figures."""
+    """Figures, products and ``report.html``; returns the paths of the figures."""
     from neuralgraph.reporting import render
 
-    figures = list(reporter.figures(session.model, session.data, truth, scorecard, folder))
+    model, data = session.model, session.data
+    figures = list(reporter.figures(model, data, truth, scorecard, folder))
+    produce = getattr(reporter, "products", None)  # a recovered network as files, without truth
+    products = list(produce(model, data, scorecard, folder, store=session.store)) if produce else []
     recording = Recording.load(folder / "data" / "recording.pt")
-    html = render(config, folder, recording, scorecard, figures)
+    html = render(config, folder, recording, scorecard, figures, products)
     write_text(folder / "report.html", html)
     return [figure.path for figure in figures]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuralgraph.core.product import Product
 from neuralgraph.core.recording import Recording
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.terminal import number
@@ -55,8 +56,9 @@ def render(
     recording: Recording,
     scorecard: Scorecard,
     figures: Sequence[Any],
+    products: Sequence[Product] = (),
 ) -> str:
-    """HTML of the report: question, what was given, results beside baselines, figures,
+    """HTML of the report: question, what was given, results beside baselines, products, figures,
     identifiability, settings.
 
     Args:
@@ -65,6 +67,7 @@ def render(
         recording: The data, for their design.
         scorecard: The scores.
         figures: Objects with ``path``, ``title`` and ``caption``.
+        products: Files for others, shown with their first lines.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -108,6 +111,15 @@ def render(
                 "width": _width(f.path),
             }
             for f in figures
+        ],
+        products=[
+            {
+                "name": None if p.path is None else p.path.relative_to(folder).as_posix(),
+                "title": p.title,
+                "caption": p.caption,
+                "preview": p.preview,
+            }
+            for p in products
         ],
         identifiability=_table(scorecard.facts.get("identifiability")),
         origin=origin,

@@ -38,3 +38,19 @@ def test_facts_about_the_data_are_words_and_a_note_stands_on_top(tmp_path):
         assert words in html
     assert "<dt>flux limit</dt><dd>yes" in html and "n met" not in html
     assert html.index("mind the step") < html.index("What was given")
+
+
+def test_products_are_shown_with_their_first_lines(tmp_path):
+    from neuralgraph.core.product import Product
+
+    recording = Recording(
+        time=torch.arange(3.0)[None], state=torch.rand(1, 3, 2), names=("A", "B"), provenance={}
+    )
+    config = {"name": "x", "question": "", "prior": {}}
+    products = [
+        Product(tmp_path / "reactions.txt", "Reactions", "One a line.", "r1: A -> 2 B"),
+        Product(None, "SBML", "Not written: the extra is missing."),
+    ]
+    html = render(config, tmp_path, recording, card(), [], products)
+    assert 'href="reactions.txt"' in html and "r1: A -&gt; 2 B" in html
+    assert "Not written: the extra is missing." in html

@@ -103,7 +103,12 @@ class Evaluator(Protocol):
 
 
 class Reporter(Protocol):
-    """Figures of one system for ``report.html``."""
+    """Figures of one system for ``report.html``.
+
+    A reporter may carry ``products(model, data, scorecard, folder, *, store)``, which writes what
+    was recovered as files for others and yields a :class:`neuralgraph.core.product.Product` each;
+    ``store`` is what the loop kept in ``session.store``. The truth is not among its arguments.
+    """
 
     def figures(
         self, model: nn.Module, data: Any, truth: Truth | None, scorecard: Scorecard, folder: Path

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.errors import ConfigError
+from neuralgraph.core.product import Product
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.numerics.integrate import DivergedError
@@ -18,6 +19,7 @@ from neuralgraph.systems.metabolism import evaluation, metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
+from neuralgraph.systems.metabolism.products import recovered_network, write_products
 from neuralgraph.viz import panels, style
 from neuralgraph.viz.figure import Figure
 
@@ -105,6 +107,28 @@ class MetabolismReporter:
                 "above 0, at the end of each epoch. Thin vertical lines part the phases; a diamond "
                 "is a phase solved in closed form, without steps.",
             )
+
+    def products(
+        self,
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+        scorecard: Scorecard,
+        folder: Path,
+        *,
+        store: Mapping[str, Any],
+    ) -> Iterator[Product]:
+        """The recovered network as files; see :mod:`neuralgraph.systems.metabolism.products`.
+
+        Args:
+            model: The fitted model.
+            data: Its data.
+            scorecard: Scores, for the settings of the gauge and the name of the run.
+            folder: Run folder.
+            store: What the loop kept.
+        """
+        largest = scorecard.facts["max_coefficient"]
+        network = recovered_network(model, data, max_coefficient=largest, store=store)
+        yield from write_products(network, data, folder, title=scorecard.provenance["name"])
 
     # -- dynamics -----------------------------------------------------------------------------
 

@@ -58,3 +58,7 @@ def test_own_csv_to_report(files, inside):
     assert "exact_edges" in card["not_computed"]
     assert card["metrics"]["test_R2_one_step"] > 0.99
     assert (files / "out" / "report.html").exists()
+    rows = (files / "out" / "stoichiometry.csv").read_text().splitlines()
+    assert rows[0].startswith("metabolite,r0,") and len(rows) == 10
+    assert len((files / "out" / "reactions.txt").read_text().splitlines()) == 9
+    assert "stoichiometry_confidence.csv" in (files / "out" / "report.html").read_text()
