@@ -184,12 +184,98 @@ def recover_stoichiometry(
         n_rxn=n_rxn,
         max_coefficient=max_coefficient,
     )
+    found = decode(
+        problem,
+        rng=rng,
+        tie_substrates=tie_substrates,
+        width=width,
+        n_message=n_message,
+        log_k_range=log_k_range,
+        degree=degree,
+        sharp_degree=sharp_degree,
+        max_frames=max_frames,
+        n_scan=n_scan,
+        n_start=n_start,
+        n_anneal=n_anneal,
+        n_sharpen=n_sharpen,
+        log=log,
+    )
     say: Log = log if log is not None else lambda _: None
-    poly = PolynomialLaw(problem.max_substrates, max_coefficient, degree)
+    decoder, law, k, pattern = found.decoder, found.law, found.k, found.pattern
+    every = np.arange(problem.n_rxn)
+    shape = decoder.pattern_shape[every, pattern]
+    size, inside = decoder.coefficients(pattern)
+
+    def rate(concentration: Array) -> Array:
+        c = np.asarray(concentration, dtype=np.float64).T
+        return (k[:, None] * law(c, shape)).T
+
+    sto_all = size * problem.sign_all
+    sto_sub = np.zeros(len(problem.met_sub), dtype=np.int64)
+    for edges, values in zip(decoder.sub_edges, inside, strict=True):
+        sto_sub[edges] = values
+    s = np.zeros((problem.n_met, problem.n_rxn))
+    s[problem.met_all, problem.rxn_all] = sto_all
+    left = problem.dx_dt - rate(problem.concentration) @ s.T
+    rms = np.sqrt((problem.dx_dt**2).mean(0))
+    relative = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
+    say(f"done: objective {found.objective:.2f}, median row residual {np.median(relative):.1e}")
+    return Recovered(
+        sto_sub=sto_sub,
+        sto_all=sto_all,
+        log_k=np.log10(k),
+        rate=rate,
+        objective=found.objective,
+        relative_residual=relative,
+        confidence=decoder.confidence(pattern, found.noise, k),
+    )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What :func:`decode` ends with.
+
+    Attributes:
+        law: Rate functions of concentrations and candidates.
+        decoder: Tables of the problem, with the final rate functions.
+        pattern: Column pattern of each reaction, ``(n_rxn,)``.
+        k: Rate constants, ``(n_rxn,)``.
+        noise: Variance of the rows, ``(n_met,)``.
+        objective: Mean over metabolites of log squared relative residual.
+    """
+
+    law: RateFunctions
+    decoder: StoichiometryDecoder
+    pattern: Array
+    k: Array
+    noise: Array
+    objective: float
+
+
+def decode(
+    problem: RecoveryProblem,
+    *,
+    rng: np.random.Generator,
+    tie_substrates: bool,
+    width: int,
+    n_message: int,
+    log_k_range: tuple[float, float],
+    degree: Sequence[int],
+    sharp_degree: Sequence[int],
+    max_frames: int,
+    n_scan: int,
+    n_start: int,
+    n_anneal: int,
+    n_sharpen: int,
+    log: Log | None,
+) -> Decoded:
+    """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`."""
+    say: Log = log if log is not None else lambda _: None
+    poly = PolynomialLaw(problem.max_substrates, problem.max_coefficient, degree)
     frames = problem.frames(max_frames)
     decoder = problem.decoder(poly, frames, tie_substrates)
     points = collocation(poly, problem.center, problem.half_width, rng)
-    gauge = int(poly.constant[min(max_coefficient, len(poly.types) - 1)])
+    gauge = int(poly.constant[min(problem.max_coefficient, len(poly.types) - 1)])
     draws, weights = random_rate_laws(points, rng, 400, width, n_message)
     prior = _Prior.of(draws, gauge)
     k_range = (10.0 ** log_k_range[0], 10.0 ** log_k_range[1])
@@ -227,44 +313,7 @@ def recover_stoichiometry(
         )
         if sharp.objective < found.objective:
             found = sharp
-    decoder, law, k, pattern = found.decoder, found.law, found.k, found.pattern
-    every = np.arange(problem.n_rxn)
-    shape = decoder.pattern_shape[every, pattern]
-    size, inside = decoder.coefficients(pattern)
-
-    def rate(concentration: Array) -> Array:
-        c = np.asarray(concentration, dtype=np.float64).T
-        return (k[:, None] * law(c, shape)).T
-
-    sto_all = size * problem.sign_all
-    sto_sub = np.zeros(len(problem.met_sub), dtype=np.int64)
-    for edges, values in zip(decoder.sub_edges, inside, strict=True):
-        sto_sub[edges] = values
-    s = np.zeros((problem.n_met, problem.n_rxn))
-    s[problem.met_all, problem.rxn_all] = sto_all
-    left = problem.dx_dt - rate(problem.concentration) @ s.T
-    rms = np.sqrt((problem.dx_dt**2).mean(0))
-    relative = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
-    say(f"done: objective {found.objective:.2f}, median row residual {np.median(relative):.1e}")
-    return Recovered(
-        sto_sub=sto_sub,
-        sto_all=sto_all,
-        log_k=np.log10(k),
-        rate=rate,
-        objective=found.objective,
-        relative_residual=relative,
-        confidence=decoder.confidence(pattern, found.noise, k),
-    )
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    law: RateFunctions
-    decoder: StoichiometryDecoder
-    pattern: Array
-    k: Array
-    noise: Array
-    objective: float
+    return found
 
 
 def _of_polynomial(
@@ -273,18 +322,16 @@ def _of_polynomial(
     theta: Array,
     belief: Belief,
     k_range: tuple[float, float],
-) -> _Outcome:
+) -> Decoded:
     """Polish the columns of the polynomial law and solve for k."""
-    size, _ = decoder.coefficients(belief.pattern)
-    total = np.bincount(decoder.rxn, belief.mean / size, decoder.n_rxn)
-    centre = np.clip(total / np.bincount(decoder.rxn, minlength=decoder.n_rxn), *k_range)
+    centre = np.clip(decoder.guess_rate_constants(belief), *k_range)
     pattern = decoder.polish(belief.pattern, belief.noise, centre)
     size, _ = decoder.coefficients(pattern)
     shape = decoder.pattern_shape[np.arange(problem.n_rxn), pattern]
     noise = np.maximum(belief.noise, LOWEST * decoder.rms**2)
     k, residual = decoder.rate_constants(size.astype(float), shape, noise, centre)
     relative = (residual / decoder.rms**2)[decoder.live]
-    return _Outcome(
+    return Decoded(
         _polynomial_rates(problem, decoder, theta),
         decoder,
         pattern,
@@ -341,10 +388,10 @@ def _polynomial_rates(
         # polynomials explode outside their box
         z = np.clip((c - problem.center) / problem.half_width, -1.2, 1.2)
         out = np.empty((problem.n_rxn, c.shape[1]))
-        for n, (members, _) in decoder.products.items():
-            product = decoder.poly.products(z, decoder.substrates[n])
-            coefficient = theta[decoder.poly.index[n]][shape[members]]
-            out[members] = np.einsum("jm,jmt->jt", coefficient, product)
+        for rxn, _, substrates, sizes in decoder.rate_groups(shape):
+            n = len(sizes)
+            coefficient = theta[decoder.poly.index[n][decoder.poly.shapes[n].index(sizes)]]
+            out[rxn] = coefficient @ decoder.poly.products(z, substrates)
         return out
 
     return rates
@@ -365,7 +412,7 @@ def _of_networks(
     tie_substrates: bool,
     rng: np.random.Generator,
     say: Log,
-) -> _Outcome:
+) -> Decoded:
     """Fit two networks to the polynomial law, then settle them and the integers on the data."""
     h, _ = coarse.law_normal_equations(belief)
     away = prior.draws - theta
@@ -384,7 +431,7 @@ def _of_networks(
     belief = soft_round(decoder, c, net, belief, k_range)
     end = settle(decoder, c, net, belief, k_range, n_round, say)
     decoder.set_rates(net.rates(c, decoder))
-    return _Outcome(
+    return Decoded(
         lambda c, shape: net.rates(c, decoder, shape),
         decoder,
         end.pattern,

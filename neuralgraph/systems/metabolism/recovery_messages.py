@@ -11,6 +11,7 @@ over frames are in Gram matrices formed once per rate law.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -195,6 +196,34 @@ class StoichiometryDecoder:
         flat = rate[self.valid]
         self.gram = flat @ flat.T
         self.flat_y = flat @ self.y.T
+
+    def inner(self, a: Array, b: Array) -> Array:
+        """Products over frames of candidate rate functions, ``(len(a), len(b))``."""
+        return self.gram[np.ix_(a, b)]
+
+    def square(self, a: Array) -> Array:
+        """Squared norms of candidate rate functions."""
+        return self.gram[a, a]
+
+    def rate_groups(
+        self, shape: Array | None
+    ) -> Iterator[tuple[Array, Array, Array, tuple[int, ...]]]:
+        """Candidate rate functions with equal coefficients, together.
+
+        Args:
+            shape: The candidate of each reaction; ``None`` for all of them.
+
+        Yields:
+            Reactions, their candidates, substrates ``(n, n_sub)``, coefficients.
+        """
+        for n, (members, _) in self.products.items():
+            for code, sizes in enumerate(self.poly.shapes[n]):
+                pick = np.arange(len(members))
+                if shape is not None:
+                    pick = np.flatnonzero(shape[members] == code)
+                if len(pick):
+                    rxn = members[pick]
+                    yield rxn, np.full(len(rxn), code), self.substrates[n][pick], sizes
 
     def basis(self, shape: Array) -> list[tuple[slice, Array]]:
         """Derivative of each rate function by ``theta``: its block, ``(n_block, n_frame)``."""
@@ -479,7 +508,7 @@ class StoichiometryDecoder:
         s = np.zeros((self.n_met, self.n_rxn))
         np.add.at(s, (self.met, self.rxn), self.sign * size)
         flat = self.offset + self.pattern_shape[np.arange(self.n_rxn), pattern]
-        h = ((s * weight[:, None]).T @ s) * self.gram[np.ix_(flat, flat)]
+        h = ((s * weight[:, None]).T @ s) * self.inner(flat, flat)
         h[np.diag_indices_from(h)] += 1 / centre**2
         scale = 1 / np.sqrt(np.diag(h))
         h = h * np.outer(scale, scale)
@@ -502,13 +531,13 @@ class StoichiometryDecoder:
         left = joint.b.copy()
         left[j] = 0
         weighted = x * w[rows]
-        cross = (weighted @ s[rows]) * self.gram[np.ix_(code, flat)]
+        cross = (weighted @ s[rows]) * self.inner(code, flat)
         cross[:, j] = 0
         carried = cross @ rest
-        a = (weighted * x).sum(1) * self.gram[code, code] - (carried * cross).sum(1)
+        own = (weighted * x).sum(1) * self.square(code)
+        a = own - (carried * cross).sum(1)
         r = (weighted * self.flat_y[np.ix_(code, rows)]).sum(1) - carried @ left
         # a column that the others can replace earns nothing
-        own = (weighted * x).sum(1) * self.gram[code, code]
         fresh = (r > 0) & (a > 1e-9 * own)
         return np.where(fresh, 0.5 * r * r / np.where(fresh, a, 1.0), 0.0)
 
@@ -521,6 +550,12 @@ class StoichiometryDecoder:
         inside = [self.poly.shapes[int(n)][c] for n, c in zip(self.n_sub, code, strict=True)]
         return size.astype(np.int64), inside
 
+    def guess_rate_constants(self, belief: Belief) -> Array:
+        """Mean of $u / |S|$ over the edges of each reaction, ``(n_rxn,)``."""
+        size, _ = self.coefficients(belief.pattern)
+        total = np.bincount(self.rxn, belief.mean / size, self.n_rxn)
+        return total / np.bincount(self.rxn, minlength=self.n_rxn)
+
     def rate_constants(
         self, size: Array, shape: Array, noise: Array, centre: Array | None = None
     ) -> tuple[Array, Array]:
@@ -529,7 +564,7 @@ class StoichiometryDecoder:
         s = np.zeros((self.n_met, self.n_rxn))
         s[self.met, self.rxn] = self.sign * size
         flat = self.offset + shape
-        gram = self.gram[np.ix_(flat, flat)]
+        gram = self.inner(flat, flat)
         h = (s.T @ (s / noise[:, None])) * gram
         h[np.diag_indices_from(h)] += pull
         b = ((s / noise[:, None]).T * self.flat_y[flat]).sum(1)

@@ -142,24 +142,18 @@ class SharedRateNetwork:
         full = shape is None
         size = (decoder.n_rxn, decoder.n_shape, n_frame) if full else (decoder.n_rxn, n_frame)
         out = np.zeros(size)
-        for n, (members, _) in decoder.products.items():
-            subs = torch.from_numpy(decoder.substrates[n])
-            for code, sizes in enumerate(poly.shapes[n]):
-                pick = np.arange(len(members))
-                if shape is not None:
-                    pick = np.flatnonzero(shape[members] == code)
-                if not len(pick):
-                    continue
-                h = message[sizes[0] - 1][subs[pick, 0]]
-                for q in range(1, n):
-                    h = h + message[sizes[q] - 1][subs[pick, q]]
-                if bias is not None:
-                    h = h + bias
-                v = nn.functional.softplus(tail(h))[..., 0].numpy()
-                if full:
-                    out[members[pick], code] = v
-                else:
-                    out[members[pick]] = v
+        for rxn, code, substrates, sizes in decoder.rate_groups(shape):
+            subs = torch.from_numpy(substrates)
+            h = message[sizes[0] - 1][subs[:, 0]]
+            for q in range(1, len(sizes)):
+                h = h + message[sizes[q] - 1][subs[:, q]]
+            if bias is not None:
+                h = h + bias
+            v = nn.functional.softplus(tail(h))[..., 0].numpy()
+            if full:
+                out[rxn, code] = v
+            else:
+                out[rxn] = v
         return out
 
 

@@ -166,9 +166,7 @@ def settle(
     """
 
     def soft_k(belief: Belief) -> Array:
-        size, _ = decoder.coefficients(belief.pattern)
-        total = np.bincount(decoder.rxn, belief.mean / size, decoder.n_rxn)
-        return np.clip(total / np.bincount(decoder.rxn, minlength=decoder.n_rxn), *k_range)
+        return np.clip(decoder.guess_rate_constants(belief), *k_range)
 
     best = refit(decoder, concentration, net, belief.pattern, soft_k(belief), 2)
     idle = 0
@@ -180,7 +178,8 @@ def settle(
         size, _ = decoder.coefficients(best.pattern)
         u = size * k[decoder.rxn]
         shape = decoder.pattern_shape[np.arange(decoder.n_rxn), best.pattern]
-        belief = replace(belief, mean=u, var=(BLUR * u) ** 2, shape=shape)
+        blur = BLUR * np.maximum(np.abs(size), 1) * k[decoder.rxn]
+        belief = replace(belief, mean=u, var=blur**2, shape=shape)
         relative = np.sqrt(best.residual[decoder.live]) / decoder.rms[decoder.live]
         for heat in HEAT[turn % len(HEAT)]:
             level = max(heat * float(np.median(relative)), 1e-7)
