@@ -20,6 +20,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "report": (),
     "budget": (),
     "logger": (),
+    "explore": (),
 }
 """Arguments the pipeline supplies itself, by config group; a group with any is ``_partial_``."""
 
@@ -65,7 +66,7 @@ def check(node: Mapping[str, Any], group: str) -> str:
 
 def _check_node(node: Mapping[str, Any], group: str, supplied: tuple[str, ...]) -> str:
     target = node["_target_"]
-    function = _locate(target, group)
+    function = locate(target, group)
     is_strict = group != "optimizer"  # torch's optimisers declare what they need themselves
     keys = {k: v for k, v in node.items() if not str(k).startswith("_")}
     signature = inspect.signature(function)
@@ -117,7 +118,12 @@ def bind_switches(function: Callable[..., Any], switches: Mapping[str, bool]) ->
             )
 
 
-def _locate(target: str, group: str) -> Callable[..., Any]:
+def locate(target: str, group: str) -> Callable[..., Any]:
+    """What a ``_target_`` names.
+
+    Raises:
+        ConfigError: it cannot be imported; names the nearest that can.
+    """
     from hydra.utils import get_object
 
     try:
