@@ -26,7 +26,7 @@ from neuralgraph.systems.metabolism.evaluation import (
     is_stoichiometry_given,
     substrate_amplitude,
 )
-from neuralgraph.systems.metabolism.joint import _correlated_frames
+from neuralgraph.systems.metabolism.joint_solver import correlated_frames
 from neuralgraph.systems.metabolism.sbml_export import write_sbml
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def coefficient_evidence(
         residual[i] = float(left.norm()) / total
         # rounding of a noise-free derivative is an error too
         square = float(left.square().sum()) + n_frame * (1e-12 * total) ** 2
-        square *= float(_correlated_frames(left[:, None])[0]) / (n_frame - edges.numel())
+        square *= float(correlated_frames(left[:, None])[0]) / (n_frame - edges.numel())
         known = (inverse @ r).diagonal() > 1 - 1e-6
         deviation = square**0.5 * inverse.norm(dim=1) / norm[rxn[edges]]
         estimate = scaled / norm[rxn[edges]]

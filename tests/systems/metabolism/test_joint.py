@@ -15,14 +15,11 @@ from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator, homeostasis_lines
-from neuralgraph.systems.metabolism.joint import (
-    KineticData,
-    fit_joint,
-    fit_network,
-    metabolite_types,
-    set_model,
-    split_undetermined,
-)
+from neuralgraph.systems.metabolism.joint import fit_joint, set_model
+from neuralgraph.systems.metabolism.joint_data import KineticData
+from neuralgraph.systems.metabolism.joint_networks import fit_network
+from neuralgraph.systems.metabolism.joint_split import split_undetermined
+from neuralgraph.systems.metabolism.joint_types import metabolite_types
 from neuralgraph.systems.metabolism.loop import data_train_metabolism
 from neuralgraph.systems.metabolism.loss import MetabolismObjective
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation

@@ -1,0 +1,192 @@
+"""Least squares in rate constants and homeostatic lines at a given substrate law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.errors import TrainingError
+from neuralgraph.numerics.identifiability import determined, null_space_of_gram
+from neuralgraph.systems.metabolism.joint_data import KineticData
+
+RIDGE = 1e-11
+"""Added to the diagonal of column-scaled normal equations."""
+NULL = 1e-7
+"""Relative singular value below which a direction counts as undetermined."""
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Rate constants and homeostatic lines at a given law.
+
+    Args:
+        k: ``(n_rxn,)``, of either sign.
+        line: Intercept and slope of each metabolite, ``(n_met, 2)``.
+        left: What is not explained, ``(n_frame, n_met)``.
+        gram: Normal matrix over ``[k, intercepts, slopes]``.
+        score: Weighted mean square of ``left``, relative to that of the target.
+    """
+
+    k: Tensor
+    line: Tensor
+    left: Tensor
+    gram: Tensor
+    score: float
+
+
+class Solver:
+    """Normal equations of one data set at given metabolite weights.
+
+    Args:
+        data: The data.
+        weight: Weight of each metabolite's squared error, ``(n_met,)``.
+    """
+
+    def __init__(self, data: KineticData, weight: Tensor) -> None:
+        self.data = data
+        self.weight = weight
+        self.weighted_s = weight[:, None] * data.sto_all
+        self.total = float((weight * data.target.square()).sum())
+
+    def rates(self, theta: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Rates at k = 1, ``(n_frame, n_rxn)``."""
+        exponent = sum(t * q for t, q in zip(theta, features, strict=True))
+        assert isinstance(exponent, Tensor)
+        v = exponent.clamp(-300.0, 300.0).exp()
+        return v if self.data.factor is None else v * self.data.factor
+
+    def gram(self, v: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Normal matrix over ``[k, intercepts, slopes]`` (k alone without homeostasis)."""
+        data = self.data
+        w = self.weight if weight is None else weight
+        weighted = w[:, None] * data.sto_all
+        top = (data.sto_all.T @ weighted) * (v.T @ v)
+        if not data.has_homeostasis:
+            return top
+        c, n = data.concentration, data.n_met
+        cross = torch.cat([weighted.T * v.sum(0)[:, None], weighted.T * (v.T @ c)], dim=1)
+        corner = torch.zeros(2 * n, 2 * n, dtype=v.dtype)
+        i = torch.arange(n)
+        corner[i, i] = w * data.n_frame
+        corner[i, n + i] = corner[n + i, i] = w * c.sum(0)
+        corner[n + i, n + i] = w * c.square().sum(0)
+        return torch.cat([torch.cat([top, cross], 1), torch.cat([cross.T, corner], 1)])
+
+    def moment(self, v: Tensor, value: Tensor) -> Tensor:
+        """Inner products of every linear column with ``value`` ``(n_frame, n_met)``."""
+        top = ((value @ self.weighted_s) * v).sum(0)
+        if not self.data.has_homeostasis:
+            return top
+        w, c = self.weight, self.data.concentration
+        return torch.cat([top, w * value.sum(0), w * (value * c).sum(0)])
+
+    def prediction(self, x: Tensor, v: Tensor) -> Tensor:
+        """Linear columns times ``x``, ``(n_frame, n_met)``."""
+        data = self.data
+        result = (v * x[: data.n_rxn]) @ data.sto_all.T
+        if data.has_homeostasis:
+            a, b = x[data.n_rxn :].view(2, -1)
+            result = result + a + b * data.concentration
+        return result
+
+    def solve(self, v: Tensor) -> LinearFit:
+        """Least squares with one step of refinement; free directions stay at minimum norm."""
+        data = self.data
+        gram = self.gram(v)
+        inverse = scaled_inverse(gram)
+        x = inverse(self.moment(v, data.target))
+        x = x + inverse(self.moment(v, data.target - self.prediction(x, v)))
+        left = data.target - self.prediction(x, v)
+        line = torch.zeros(data.n_met, 2, dtype=x.dtype)
+        if data.has_homeostasis:
+            line = x[data.n_rxn :].view(2, -1).T.contiguous()
+        score = float((self.weight * left.square()).sum()) / max(self.total, 1e-300)
+        return LinearFit(x[: data.n_rxn], line, left, gram, score)
+
+    def step(self, fit: LinearFit, v: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Gauss–Newton step of theta, with everything linear projected out."""
+        data = self.data
+        kv = v * fit.k
+        tangent = [(kv * q) @ data.sto_all.T for q in features]
+        cross = torch.stack([self.moment(v, d) for d in tangent], dim=1)
+        flat = torch.stack([(d * self.weight.sqrt()).flatten() for d in tangent])
+        corner = flat @ flat.T
+        slope = flat @ (fit.left * self.weight.sqrt()).flatten()
+        inverse = scaled_inverse(fit.gram)
+        projected = corner - cross.T @ inverse(cross)
+        residual = slope - cross.T @ inverse(self.moment(v, fit.left))
+        return scaled_inverse(projected, ridge=1e-9)(residual)
+
+
+def scaled_inverse(gram: Tensor, ridge: float = RIDGE) -> Callable[[Tensor], Tensor]:
+    """Solver of a column-scaled, slightly regularised symmetric system."""
+    scale = gram.diagonal().clamp_min(0).sqrt()
+    longest = scale.max()
+    scale = torch.where(scale > 1e-15 * longest, 1 / scale.clamp_min(1e-300), 0.0)
+    scaled = gram * scale[:, None] * scale
+    scaled = scaled + (ridge + (scale == 0).to(scaled)).diag()
+    for _ in range(12):
+        factor, failed = torch.linalg.cholesky_ex(scaled)
+        if int(failed) == 0:
+            break
+        ridge *= 10
+        scaled.diagonal().add_(ridge)
+    else:
+        raise TrainingError(
+            "the normal equations of the rate constants are not finite: look for huge or "
+            "missing values in the concentrations"
+        )
+
+    def apply(b: Tensor) -> Tensor:
+        column = scale if b.ndim == 1 else scale[:, None]
+        b2 = (column * b)[:, None] if b.ndim == 1 else column * b
+        x = torch.cholesky_solve(b2, factor)
+        return column * (x[:, 0] if b.ndim == 1 else x)
+
+    return apply
+
+
+def metabolite_weights(target: Tensor) -> Tensor:
+    """1 / mean square of each metabolite's dc/dt, bounded, mean 1, ``(n_met,)``."""
+    square = target.square().mean(0)
+    floor = 1e-6 * square.mean()
+    weight = 1 / square.clamp_min(floor.clamp_min(1e-300))
+    return weight / weight.mean()
+
+
+def correlated_frames(left: Tensor, n_lag: int = 64) -> Tensor:
+    """Frames that carry as much as one independent frame, for each metabolite, >= 1."""
+    x = left - left.mean(0)
+    power = x.square().mean(0).clamp_min(1e-300)
+    total = torch.ones_like(power)
+    is_open = torch.ones_like(power, dtype=torch.bool)
+    for lag in range(1, min(n_lag, left.shape[0] // 4) + 1):
+        rho = (x[lag:] * x[:-lag]).mean(0) / power
+        is_open &= rho > 0  # initial positive sequence
+        total += torch.where(is_open, 2 * rho, torch.zeros_like(rho))
+    return total
+
+
+def line_covariance(solver: Solver, v: Tensor, fit: LinearFit, at: float) -> Tensor:
+    """Covariance of (value at ``at``, slope) of each line, ``(n_met, 2, 2)``.
+
+    Errors of each metabolite have a size and a correlation in time of their own (sandwich).
+    """
+    data, n = solver.data, solver.data.n_rxn
+    error = fit.left.square().mean(0) * correlated_frames(fit.left)
+    middle = solver.gram(v, solver.weight.square() * error)
+    pick = torch.zeros(fit.gram.shape[0], 2 * data.n_met, dtype=torch.float64)
+    i = torch.arange(data.n_met)
+    pick[n + i, i] = 1.0
+    pick[n + data.n_met + i, i] = at
+    pick[n + data.n_met + i, data.n_met + i] = 1.0
+    bread = scaled_inverse(fit.gram)(pick)
+    full = bread.T @ middle @ bread
+    rows = torch.stack([i, data.n_met + i], dim=1)
+    covariance = full[rows[:, :, None], rows[:, None, :]]
+    known = determined(null_space_of_gram(fit.gram, rtol=NULL))[n:].view(2, -1).all(0)
+    covariance[~known] += 1e6 * torch.eye(2, dtype=torch.float64)
+    return covariance
