@@ -21,7 +21,7 @@ SIGNS = {
 }  # fmt: skip
 """Words and arrows of the text form."""
 
-N_LEAF_MAX = 1_000_000
+N_LEAF_MAX = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +100,9 @@ class SignedCircuit:
         """
         edges: list[tuple[str, str, int]] = []
         genes: list[str] = []
-        words_of = "|".join(re.escape(word) for word in SIGNS)
+        edge = "|".join(rf"\b{w}\b" if w.isalpha() else re.escape(w) for w in SIGNS)
         for part in re.split(r"[,;\n]", text):
-            words = re.split(rf"\s*(?<!\w)({words_of})(?!\w)\s*", part.strip())
+            words = re.split(rf"\s*({edge})\s*", part.strip())
             if words == [""]:
                 continue
             if len(words) % 2 == 0 or any(not re.fullmatch(r"[\w.]+", w) for w in words[::2]):
@@ -249,7 +249,7 @@ def canonical_orders(adjacency: NDArray[np.generic]) -> tuple[Adjacency, NDArray
         ``(n_circuit, n, n)`` int8 and ``(n_circuit, n)`` int32.
 
     Raises:
-        DataError: a circuit so symmetric that more than a million orders would be compared.
+        DataError: a circuit so symmetric that more than 200,000 orders would be compared.
     """
     from neuralgraph.systems.boolean_grn import kernels
 

@@ -638,3 +638,135 @@ def canonicalise(adjacencies, canonical, orders, n_leaf_max):
             depth += 1
             is_new = True
     return -1
+
+
+@compiled
+def synchronous_attractors(successor, attractor_of):
+    """Which attractor each state ends in, under synchronous update.
+
+    Args:
+        successor: ``(2ⁿ,)`` int32.
+        attractor_of: ``(2ⁿ,)`` int32, written: number of the attractor, in the order of the
+            smallest state that leads to it.
+
+    Returns:
+        Number of attractors, and one state of each, ``(2ⁿ,)`` int32 of which so many are used.
+    """
+    n_state = successor.shape[0]
+    attractor_of[:] = -1
+    walk = np.empty(n_state, dtype=np.int32)
+    first = np.empty(n_state, dtype=np.int32)
+    n_attractor = 0
+    for start in range(n_state):
+        if attractor_of[start] >= 0:
+            continue
+        x = start
+        length = 0
+        while attractor_of[x] == -1:
+            attractor_of[x] = -2  # on this walk
+            walk[length] = x
+            length += 1
+            x = successor[x]
+        number = attractor_of[x]
+        if number == -2:
+            number = n_attractor
+            first[number] = x
+            n_attractor += 1
+        for k in range(length):
+            attractor_of[walk[k]] = number
+    return n_attractor, first
+
+
+@compiled
+def forward_closure(successor, n, start, stamp, mark, queue):
+    """States that asynchronous steps reach from one state; they are marked with ``stamp``."""
+    queue[0] = start
+    mark[start] = stamp
+    n_queue = 1
+    head = 0
+    while head < n_queue:
+        x = queue[head]
+        head += 1
+        change = successor[x] ^ x
+        for g in range(n):
+            if (change >> g) & 1:
+                y = x ^ (1 << g)
+                if mark[y] != stamp:
+                    mark[y] = stamp
+                    queue[n_queue] = y
+                    n_queue += 1
+    return n_queue
+
+
+@compiled
+def backward_closure(successor, n, start, stamp, mark, queue):
+    """States from which asynchronous steps reach one state; they are marked with ``stamp``."""
+    queue[0] = start
+    mark[start] = stamp
+    n_queue = 1
+    head = 0
+    while head < n_queue:
+        x = queue[head]
+        head += 1
+        for g in range(n):
+            y = x ^ (1 << g)
+            if mark[y] != stamp and ((successor[y] ^ y) >> g) & 1:
+                mark[y] = stamp
+                queue[n_queue] = y
+                n_queue += 1
+    return n_queue
+
+
+@compiled
+def asynchronous_attractors(successor, n, attractor_of, n_reached):
+    """Terminal strongly connected components of the asynchronous state graph.
+
+    A state is followed forwards; if every state met leads back to it, they are an attractor, else
+    one that does not is followed instead.
+
+    Args:
+        successor: ``(2ⁿ,)`` int32, synchronous successors.
+        n: Genes.
+        attractor_of: ``(2ⁿ,)`` int32, written: attractor of which the state is part, else −1.
+        n_reached: ``(2ⁿ,)`` int32, written: attractors that can be reached.
+
+    Returns:
+        Number of attractors; one state of each; number of states that can reach each.
+    """
+    n_state = successor.shape[0]
+    attractor_of[:] = -1
+    n_reached[:] = 0
+    forward = np.zeros(n_state, dtype=np.int32)
+    backward = np.zeros(n_state, dtype=np.int32)
+    queue = np.empty(n_state, dtype=np.int32)
+    first = np.empty(n_state, dtype=np.int32)
+    reach = np.empty(n_state, dtype=np.int64)
+    stamp = 0
+    n_attractor = 0
+    for start in range(n_state):
+        if n_reached[start] > 0:
+            continue
+        x = start
+        while True:
+            stamp += 1
+            backward_closure(successor, n, x, stamp, backward, queue)
+            n_forward = forward_closure(successor, n, x, stamp, forward, queue)
+            escape = -1
+            for k in range(n_forward - 1, -1, -1):
+                if backward[queue[k]] != stamp:
+                    escape = queue[k]
+                    break
+            if escape < 0:
+                break
+            x = escape
+        for k in range(n_forward):
+            attractor_of[queue[k]] = n_attractor
+        first[n_attractor] = x
+        total = 0
+        for y in range(n_state):
+            if backward[y] == stamp:
+                n_reached[y] += 1
+                total += 1
+        reach[n_attractor] = total
+        n_attractor += 1
+    return n_attractor, first, reach
