@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class LinearFit:
         line: Intercept and slope of each metabolite, ``(n_met, 2)``.
         left: What is not explained, ``(n_frame, n_met)``.
         gram: Normal matrix over ``[k, intercepts, slopes]``.
+        inverse: Its solver.
         score: Weighted mean square of ``left``, relative to that of the target.
     """
 
@@ -34,6 +36,7 @@ class LinearFit:
     line: Tensor
     left: Tensor
     gram: Tensor
+    inverse: Callable[[Tensor], Tensor]
     score: float
 
 
@@ -50,28 +53,40 @@ class Solver:
         self.weight = weight
         self.weighted_s = weight[:, None] * data.sto_all
         self.total = float((weight * data.target.square()).sum())
+        self.concentration = data.averaged(data.concentration)
+        one = torch.ones(data.n_frame, 1, dtype=data.concentration.dtype)
+        self.one = None if data.window is None else data.averaged(one)[:, 0]
+
+    @cached_property
+    def square_of_s(self) -> Tensor:
+        """S^T W S, ``(n_rxn, n_rxn)``: the same for every law."""
+        return self.data.sto_all.T @ self.weighted_s
 
     def rates(self, theta: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Rates at k = 1, ``(n_frame, n_rxn)``."""
+        """Rates at k = 1 at every frame, ``(n_frame, n_rxn)``."""
         exponent = sum(t * q for t, q in zip(theta, features, strict=True))
         assert isinstance(exponent, Tensor)
         v = exponent.clamp(-300.0, 300.0).exp()
         return v if self.data.factor is None else v * self.data.factor
 
     def gram(self, v: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Normal matrix over ``[k, intercepts, slopes]`` (k alone without homeostasis)."""
+        """Normal matrix over ``[k, intercepts, slopes]`` (k alone without homeostasis).
+
+        Here and below ``v`` holds rates in the equations: ``data.averaged`` of those at frames.
+        """
         data = self.data
         w = self.weight if weight is None else weight
-        weighted = w[:, None] * data.sto_all
-        top = (data.sto_all.T @ weighted) * (v.T @ v)
+        weighted = self.weighted_s if weight is None else w[:, None] * data.sto_all
+        square = self.square_of_s if weight is None else data.sto_all.T @ weighted
+        top = (v.T @ v).mul_(square)
         if not data.has_homeostasis:
             return top
-        c, n = data.concentration, data.n_met
-        cross = torch.cat([weighted.T * v.sum(0)[:, None], weighted.T * (v.T @ c)], dim=1)
+        c, n = self.concentration, data.n_met
+        cross = torch.cat([weighted.T * self._summed(v)[:, None], weighted.T * (v.T @ c)], dim=1)
         corner = torch.zeros(2 * n, 2 * n, dtype=v.dtype)
         i = torch.arange(n)
-        corner[i, i] = w * data.n_frame
-        corner[i, n + i] = corner[n + i, i] = w * c.sum(0)
+        corner[i, i] = w * (data.n_frame if self.one is None else self.one.square().sum())
+        corner[i, n + i] = corner[n + i, i] = w * self._summed(c)
         corner[n + i, n + i] = w * c.square().sum(0)
         return torch.cat([torch.cat([top, cross], 1), torch.cat([cross.T, corner], 1)])
 
@@ -80,21 +95,30 @@ class Solver:
         top = ((value @ self.weighted_s) * v).sum(0)
         if not self.data.has_homeostasis:
             return top
-        w, c = self.weight, self.data.concentration
-        return torch.cat([top, w * value.sum(0), w * (value * c).sum(0)])
+        w, c = self.weight, self.concentration
+        return torch.cat([top, w * self._summed(value), w * (value * c).sum(0)])
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """Inner products of the constant with every column."""
+        return value.sum(0) if self.one is None else self.one @ value
 
     def prediction(self, x: Tensor, v: Tensor) -> Tensor:
-        """Linear columns times ``x``, ``(n_frame, n_met)``."""
+        """Linear columns times ``x``, ``(n_equation, n_met)``."""
         data = self.data
         result = (v * x[: data.n_rxn]) @ data.sto_all.T
         if data.has_homeostasis:
             a, b = x[data.n_rxn :].view(2, -1)
-            result = result + a + b * data.concentration
+            constant = a if self.one is None else self.one[:, None] * a
+            result = result + constant + b * self.concentration
         return result
 
     def solve(self, v: Tensor) -> LinearFit:
-        """Least squares with one step of refinement; free directions stay at minimum norm."""
+        """Least squares at the rates ``v`` of every frame, with one step of refinement.
+
+        Free directions stay at minimum norm.
+        """
         data = self.data
+        v = data.averaged(v)
         gram = self.gram(v)
         inverse = scaled_inverse(gram)
         x = inverse(self.moment(v, data.target))
@@ -104,18 +128,19 @@ class Solver:
         if data.has_homeostasis:
             line = x[data.n_rxn :].view(2, -1).T.contiguous()
         score = float((self.weight * left.square()).sum()) / max(self.total, 1e-300)
-        return LinearFit(x[: data.n_rxn], line, left, gram, score)
+        return LinearFit(x[: data.n_rxn], line, left, gram, inverse, score)
 
     def step(self, fit: LinearFit, v: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Gauss–Newton step of theta, with everything linear projected out."""
+        """Gauss–Newton step of theta, with everything linear projected out; ``v`` at frames."""
         data = self.data
         kv = v * fit.k
-        tangent = [(kv * q) @ data.sto_all.T for q in features]
+        tangent = [data.averaged(kv * q) @ data.sto_all.T for q in features]
+        v = data.averaged(v)
         cross = torch.stack([self.moment(v, d) for d in tangent], dim=1)
         flat = torch.stack([(d * self.weight.sqrt()).flatten() for d in tangent])
         corner = flat @ flat.T
         slope = flat @ (fit.left * self.weight.sqrt()).flatten()
-        inverse = scaled_inverse(fit.gram)
+        inverse = fit.inverse
         projected = corner - cross.T @ inverse(cross)
         residual = slope - cross.T @ inverse(self.moment(v, fit.left))
         return scaled_inverse(projected, ridge=1e-9)(residual)
@@ -126,8 +151,8 @@ def scaled_inverse(gram: Tensor, ridge: float = RIDGE) -> Callable[[Tensor], Ten
     scale = gram.diagonal().clamp_min(0).sqrt()
     longest = scale.max()
     scale = torch.where(scale > 1e-15 * longest, 1 / scale.clamp_min(1e-300), 0.0)
-    scaled = gram * scale[:, None] * scale
-    scaled = scaled + (ridge + (scale == 0).to(scaled)).diag()
+    scaled = (gram * scale[:, None]).mul_(scale)
+    scaled.diagonal().add_(ridge + (scale == 0).to(scaled))
     for _ in range(12):
         factor, failed = torch.linalg.cholesky_ex(scaled)
         if int(failed) == 0:
@@ -177,7 +202,7 @@ def line_covariance(solver: Solver, v: Tensor, fit: LinearFit, at: float) -> Ten
     """
     data, n = solver.data, solver.data.n_rxn
     error = fit.left.square().mean(0) * correlated_frames(fit.left)
-    middle = solver.gram(v, solver.weight.square() * error)
+    middle = solver.gram(solver.data.averaged(v), solver.weight.square() * error)
     pick = torch.zeros(fit.gram.shape[0], 2 * data.n_met, dtype=torch.float64)
     i = torch.arange(data.n_met)
     pick[n + i, i] = 1.0

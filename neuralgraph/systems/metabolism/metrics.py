@@ -70,6 +70,8 @@ from neuralgraph.numerics.identifiability import Group, determined, groups, null
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.network import ReactionNetwork, integer_columns
 
+LARGE_S = 1_000_000
+"""Entries from which S is kept sparse."""
 OUTLIER = 0.3
 """Error of log10 k from which a reaction is an outlier (document 002)."""
 NO_SCALE = "no integer scale"
@@ -525,15 +527,17 @@ def identifiability(
         velocity = velocity / 10 ** log_k.detach().cpu().double()
     matrix = network.matrix()
     gram = (matrix.T @ matrix) * (velocity.T @ velocity)
-    # A matrix with few rows and the same Gram matrix: triangular factors of S and of V stand in
-    # for the two, their face-splitting product for the stacked frames.
+    # A matrix with few rows and the same Gram matrix: a triangular factor of V stands in for V
+    # (and one of S for a small S), their face-splitting product for the stacked frames.
     small_s = _triangular(matrix)
     small_v = _triangular(velocity)
+    if matrix.numel() > LARGE_S:  # mostly zeros
+        small_s = matrix.to_sparse_csr()
 
     def apply(x: Tensor) -> Tensor:
         factor = x.new_zeros(0, x.shape[1])
         for some in small_v.split(64):
-            blocks = [(small_s * row) @ x for row in some]
+            blocks = [small_s @ (row[:, None] * x) for row in some]
             factor = _triangular(torch.cat([factor, *blocks]))
         return factor
 

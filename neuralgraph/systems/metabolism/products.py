@@ -213,28 +213,19 @@ def recovered_network(
     spec = data.spec
     is_given = is_stoichiometry_given(data)
     gauged = gauged_stoichiometry(model, data, max_coefficient=max_coefficient)
-    flux, target = _rates_and_target(model, data)
-    sign = torch.zeros(gauged.met.numel()) if spec.sign_all is None else spec.sign_all.cpu()
-    evidence, error, residual = coefficient_evidence(
-        flux / gauged.scale,
-        target,
-        gauged.met,
-        gauged.rxn,
-        gauged.integer,
-        sign.double(),
-        max_coefficient=max_coefficient,
-        is_support_given=spec.has_support,
-    )
     value, integer, scale = gauged.value, gauged.integer, gauged.scale.clone()
     whole = torch.ones(spec.n_rxn, dtype=torch.bool)
-    kept = store.get("confidence")
     if is_given:
-        evidence = torch.full_like(value, CERTAIN)
-    elif kept is not None and tuple(kept.shape) == tuple(value.shape):
-        evidence = kept.detach().cpu().double().clamp(-CERTAIN, CERTAIN)
-    elif float(residual[residual > 0].median() if bool((residual > 0).any()) else 1.0) < MISFIT:
-        off = (value - integer).abs() > (5 * error).clamp_min(0.1)
-        whole[gauged.rxn[off]] = False
+        evidence, error = torch.full_like(value, CERTAIN), torch.zeros_like(value)
+    else:
+        evidence, error, residual = _judged(model, data, gauged, max_coefficient)
+        kept = store.get("confidence")
+        is_explained = float(residual.median()) < MISFIT if residual.numel() else False
+        if kept is not None and tuple(kept.shape) == tuple(value.shape):
+            evidence = kept.detach().cpu().double().clamp(-CERTAIN, CERTAIN)
+        elif is_explained:
+            off = (value - integer).abs() > (5 * error).clamp_min(0.1)
+            whole[gauged.rxn[off]] = False
     coefficient = torch.where(whole[gauged.rxn], integer, value)
     for j in (~whole).nonzero().flatten().tolist():  # the smallest coefficient is 1
         here = (gauged.rxn == j) & (value != 0)
@@ -259,6 +250,29 @@ def recovered_network(
     notes = list(_left_out(model, power))
     reactions = _reactions(model, data, network, whole, scale, power)
     return replace(network, reactions=tuple(reactions), notes=tuple(notes))
+
+
+def _judged(
+    model: Metabolism_Propagation,
+    data: MetabolismData,
+    gauged: metrics.GaugedStoichiometry,
+    max_coefficient: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Evidence, standard errors, and the relative residual of the metabolites that react."""
+    spec = data.spec
+    flux, target = _rates_and_target(model, data)
+    sign = torch.zeros(gauged.met.numel()) if spec.sign_all is None else spec.sign_all.cpu()
+    evidence, error, residual = coefficient_evidence(
+        flux / gauged.scale,
+        target,
+        gauged.met,
+        gauged.rxn,
+        gauged.integer,
+        sign.double(),
+        max_coefficient=max_coefficient,
+        is_support_given=spec.has_support,
+    )
+    return evidence, error, residual[residual > 0]
 
 
 def _rates_and_target(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tensor, Tensor]:
