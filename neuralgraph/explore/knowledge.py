@@ -1,0 +1,228 @@
+"""What the runs so far say about each parameter, and which of it may be called a principle.
+
+Two configurations that differ in one parameter are a comparison. A comparison counts as support
+where its difference is larger than twice what two seeds of one configuration differ by; without a
+measured spread nothing is supported, so that a seed effect is never mistaken for one of a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from neuralgraph.explore.history import History, Key
+from neuralgraph.explore.space import Space
+from neuralgraph.explore.words import word
+
+SUPPORTING_RUNS = 3
+"""Runs a principle needs before it is called established."""
+N_SIGMA = 2.0
+NEIGHBOURHOOD = 0.25
+"""Distance along a parameter's range at which a comparison counts 1/e."""
+TYPICAL_GAIN = 0.05
+"""Scale of differences in the reward before any has been seen."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two configurations that differ in one parameter.
+
+    Args:
+        key: The parameter.
+        low: Position of the lower value (for parameters without order, of the first one).
+        high: Position of the higher value.
+        low_value: The lower value.
+        high_value: The higher value.
+        gain: Reward at the higher value minus reward at the lower.
+        noise: Standard deviation of the gain between seeds, ``None`` where it is not known.
+        runs: The later runs, which made the comparison.
+    """
+
+    key: str
+    low: float
+    high: float
+    low_value: Any
+    high_value: Any
+    gain: float
+    noise: float | None
+    runs: tuple[int, ...]
+
+    @property
+    def is_support(self) -> bool:
+        """Whether the difference is larger than seeds explain."""
+        return self.noise is not None and abs(self.gain) > N_SIGMA * self.noise
+
+
+@dataclass(frozen=True)
+class Principle:
+    """A statement about one parameter and the runs behind it.
+
+    Args:
+        key: The parameter.
+        direction: +1 where raising it raises the reward, -1 where it lowers it.
+        runs: Runs that support it.
+        against: Runs that contradict it.
+        low_value: Lowest value compared.
+        high_value: Highest value compared.
+    """
+
+    key: str
+    direction: int
+    runs: tuple[int, ...]
+    against: tuple[int, ...]
+    low_value: Any
+    high_value: Any
+
+    @property
+    def is_established(self) -> bool:
+        """At least three supporting runs and more than twice as many as speak against it."""
+        return len(self.runs) >= SUPPORTING_RUNS and len(self.runs) > 2 * len(self.against)
+
+    def sentence(self, name: str, metric: str) -> str:
+        """The principle in words."""
+        verb = "improves" if self.direction > 0 else "worsens"
+        return (
+            f"raising {name} from {word(self.low_value)} to {word(self.high_value)} {verb} {metric}"
+        )
+
+
+@dataclass
+class Knowledge:
+    """Comparisons drawn from a history.
+
+    Args:
+        history: What was run.
+        space: What may change.
+    """
+
+    history: History
+    space: Space
+    _by_key: dict[str, list[Comparison]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_key = {key: self._compare(key) for key in self.space}
+
+    def comparisons(self, key: str) -> list[Comparison]:
+        """Comparisons of one parameter."""
+        return self._by_key[key]
+
+    @cached_property
+    def scale(self) -> float:
+        """Typical size of a difference that a parameter makes."""
+        gains = [abs(c.gain) for group in self._by_key.values() for c in group if c.gain]
+        if not gains:
+            return TYPICAL_GAIN
+        return max(statistics.median(gains), 1e-6)
+
+    @cached_property
+    def principles(self) -> list[Principle]:
+        """Statements with any support, the best supported first."""
+        found = []
+        for key in self.space:
+            sides: dict[int, list[Comparison]] = defaultdict(list)
+            for comparison in self._by_key[key]:
+                if comparison.is_support:
+                    sides[1 if comparison.gain > 0 else -1].append(comparison)
+            for direction, side in sides.items():
+                other = sides.get(-direction, [])
+                parameter = self.space[key]
+                values = [v for c in side for v in (c.low_value, c.high_value)]
+                values.sort(key=parameter.position)
+                found.append(
+                    Principle(
+                        key,
+                        direction,
+                        tuple(sorted({run for c in side for run in c.runs})),
+                        tuple(sorted({run for c in other for run in c.runs})),
+                        values[0],
+                        values[-1],
+                    )
+                )
+        return sorted(found, key=lambda p: (-len(p.runs), len(p.against), p.key))
+
+    def slope(self, key: str, middle: float) -> tuple[float, float]:
+        """Reward gained per unit of position around ``middle``, and the weight of the evidence.
+
+        Args:
+            key: A parameter with an order.
+            middle: Position in [0, 1].
+        """
+        total, weight = 0.0, 0.0
+        for c in self._by_key[key]:
+            width = c.high - c.low
+            if width <= 0:
+                continue
+            w = math.exp(-abs(0.5 * (c.low + c.high) - middle) / NEIGHBOURHOOD)
+            total += w * c.gain / max(width, 0.1)
+            weight += w
+        return (total / weight if weight else 0.0), weight
+
+    def between(self, key: str, old: Any, new: Any) -> tuple[float, float]:
+        """Mean gain of one value over another, and the number of comparisons."""
+        gains = []
+        for c in self._by_key[key]:
+            if word(c.low_value) == word(old) and word(c.high_value) == word(new):
+                gains.append(c.gain)
+            elif word(c.low_value) == word(new) and word(c.high_value) == word(old):
+                gains.append(-c.gain)
+        return (statistics.fmean(gains) if gains else 0.0), float(len(gains))
+
+    def _compare(self, key: str) -> list[Comparison]:
+        groups: dict[Key, list[tuple[float, Any, Key]]] = defaultdict(list)
+        parameter = self.space[key]
+        for full, runs in self.history.runs_of.items():
+            rest = tuple(item for item in full if item[0] != key)
+            value = runs[0].values[key]
+            groups[rest].append((parameter.position(value), value, full))
+        spread = self.history.spread
+        found = []
+        for members in groups.values():
+            if len(members) < 2:
+                continue
+            members.sort(key=lambda m: m[0])
+            for (low, low_value, a), (high, high_value, b) in zip(
+                members, members[1:], strict=False
+            ):
+                one, other = self.history.runs_of[a], self.history.runs_of[b]
+                gain = self.history.mean_reward[b] - self.history.mean_reward[a]
+                noise = None
+                if spread is not None:
+                    noise = spread * math.sqrt(1 / len(one) + 1 / len(other))
+                later = other if other[0].number > one[0].number else one
+                runs = tuple(i.number for i in later)
+                found.append(Comparison(key, low, high, low_value, high_value, gain, noise, runs))
+        return found
+
+
+def importance(history: History, space: Space) -> dict[str, float]:
+    """Share of the variance of the reward that each parameter explains alone, largest first.
+
+    The range is cut into thirds (values: one class each); what is returned is the adjusted
+    correlation ratio between classes and reward, 0 where it explains no more than chance would.
+    """
+    rewards = [i.reward for i in history]
+    result: dict[str, float] = {}
+    for key, parameter in space.items():
+        classes: dict[Any, list[float]] = defaultdict(list)
+        for iteration in history:
+            value = iteration.values[key]
+            label = word(value) if parameter.values else min(int(parameter.position(value) * 3), 2)
+            classes[label].append(iteration.reward)
+        result[key] = _explained(list(classes.values()), rewards)
+    return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+def _explained(classes: list[list[float]], rewards: list[float]) -> float:
+    n, k = len(rewards), len(classes)
+    if k < 2 or n <= k:
+        return 0.0
+    mean = statistics.fmean(rewards)
+    whole = math.fsum((r - mean) ** 2 for r in rewards)
+    if whole <= 0:
+        return 0.0
+    within = math.fsum((r - statistics.fmean(g)) ** 2 for g in classes for r in g)
+    return max(1 - (within / (n - k)) / (whole / (n - 1)), 0.0)

@@ -1,0 +1,261 @@
+"""What a strategy sees: the history, its tree, what is known, and what the batch holds already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from neuralgraph.explore.history import History, Iteration, Key, Proposal, key_of
+from neuralgraph.explore.knowledge import Knowledge
+from neuralgraph.explore.notebook import Change, CodeChange
+from neuralgraph.explore.plan import Plan
+from neuralgraph.explore.space import SEED, Space, same_value
+from neuralgraph.explore.tree import Node, grow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from neuralgraph.explore.settings import Settings
+
+STEPS = (0.25, 0.125, 0.5)
+"""Shares of a range that one mutation may take; the first is the conservative one."""
+
+
+@dataclass
+class View:
+    """Everything the choice of one slot depends on.
+
+    Args:
+        history: What was run.
+        block: The current block.
+        space: What may change.
+        plan: The protocol.
+        settings: Options of the search.
+        focus: Parameters the block looks at.
+        drafts: Proposals of earlier slots of the same batch.
+        rng: Breaks ties; seeded by the iteration alone.
+        describe_code: File and function of a variant.
+    """
+
+    history: History
+    block: int
+    space: Space
+    plan: Plan
+    settings: Settings
+    focus: tuple[str, ...]
+    rng: np.random.Generator
+    drafts: list[Proposal] = field(default_factory=list[Proposal])
+    describe_code: Callable[[str], CodeChange] | None = None
+    knowledge: Knowledge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.knowledge = Knowledge(self.history, self.space)
+
+    # -- where we are --------------------------------------------------------------------------
+
+    @cached_property
+    def iterations(self) -> list[Iteration]:
+        """Iterations of the current block."""
+        return self.history.block(self.block)
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """Tree of the block, highest UCB first."""
+        return grow(self.iterations, c=self.settings.ucb_c, form=self.settings.ucb_form)
+
+    @property
+    def number(self) -> int:
+        """The iteration that is being decided."""
+        return len(self.history) + len(self.drafts) + 1
+
+    @property
+    def number_in_block(self) -> int:
+        """The same, counted from 1 within the block."""
+        return len(self.iterations) + len(self.drafts) + 1
+
+    @cached_property
+    def best(self) -> Iteration | None:
+        """The best node of the block."""
+        return History(self.iterations, self.history.root).best
+
+    def values_of(self, node: int | None) -> dict[str, Any]:
+        """Configuration of a node, or of the block's root."""
+        if node is None:
+            return self.history.block_root(self.block)
+        return dict(self.history.node(node).values)
+
+    @cached_property
+    def recent_chain(self) -> set[int]:
+        """The newest node and its ancestors."""
+        chain: set[int] = set()
+        parent = {n.id: n.parent for n in self.nodes}
+        at: int | None = self.iterations[-1].number if self.iterations else None
+        while at is not None:
+            chain.add(at)
+            at = parent[at]
+        return chain
+
+    def is_tried(self, values: Mapping[str, Any]) -> bool:
+        """Whether this configuration has run, or is in the batch already."""
+        key: Key = key_of(values)
+        return key in self.history.runs_of or any(key_of(d.values) == key for d in self.drafts)
+
+    def streak(self, holds: Callable[[Iteration], bool]) -> int:
+        """How many of the block's newest iterations in a row a statement holds for."""
+        n = 0
+        for iteration in reversed(self.iterations):
+            if not holds(iteration):
+                break
+            n += 1
+        return n
+
+    def signal(self, iteration: Iteration, name: str) -> float | None:
+        """A metric the plan gives a meaning to (gap, recovery, slope, cluster)."""
+        metric = self.plan.signals.get(name, "degeneracy_gap" if name == "gap" else None)
+        return None if metric is None else iteration.metrics.get(metric)
+
+    # -- proposing -----------------------------------------------------------------------------
+
+    def proposal(
+        self,
+        parent: int | None,
+        changes: Mapping[str, Any],
+        strategy: str,
+        rule: str,
+        *,
+        testing: str = "",
+        code: CodeChange | None = None,
+        may_repeat: bool = False,
+    ) -> Proposal | None:
+        """A proposal, or ``None`` where nothing would be new.
+
+        Args:
+            parent: Node it starts from.
+            changes: Key -> new value.
+            strategy: Name of the strategy.
+            rule: Why this parent.
+            testing: What is being tested.
+            code: Code modification.
+            may_repeat: Allow a configuration that has run (replicates, baselines).
+        """
+        old = self.values_of(parent)
+        new = {**old, **changes}
+        differs = tuple(Change(k, old[k], v) for k, v in new.items() if not same_value(old[k], v))
+        if not may_repeat and (not differs or self.is_tried(new)):
+            return None
+        return Proposal(parent, new, differs, strategy, rule, testing=testing, code=code)
+
+    def replicate(self, of: Iteration, rule: str) -> Proposal | None:
+        """The same configuration under the next training seed."""
+        runs = [
+            *self.history.runs_of[of.key],
+            *(d for d in self.drafts if key_of(d.values) == of.key),
+        ]
+        seed = max(run.values[SEED] for run in runs) + 1
+        parent = of.number if of.block == self.block else None
+        values = {**of.values, SEED: seed}
+        return self.proposal(
+            parent, values, "principle-test", rule, may_repeat=True,
+            testing="seed effect: how far two seeds of one configuration differ",
+        )  # fmt: skip
+
+    def options(self, values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+        """Changes of one parameter from a configuration, with what else it needs to act."""
+        parameter = self.space[key]
+        needed = parameter.missing(values)
+        if needed is None:
+            return []
+        if self.space.is_switch(key) and any(
+            same_value(values[key], value)
+            for other in self.space.values()
+            for name, value in other.needs
+            if name == key
+        ):
+            news = [v for v in parameter.values if not same_value(v, values[key])]
+        elif self.space.is_switch(key):
+            news = []  # alone it changes nothing: it comes with the parameter that needs it
+        elif parameter.is_ordered:
+            moved = [parameter.moved(values[key], d, step) for step in STEPS for d in (1, -1)]
+            news = [v for v in moved if v is not None]
+            news += [v for v in parameter.values if v is None and values[key] is not None]
+        else:
+            news = [v for v in parameter.values if not same_value(v, values[key])]
+        unique: list[dict[str, Any]] = []
+        for new in news:
+            change = {**needed, key: new}
+            if change not in unique:
+                unique.append(change)
+        return unique
+
+    def best_change(
+        self,
+        parent: int | None,
+        *,
+        keys: Sequence[str] | None = None,
+        avoid: Sequence[str] = (),
+    ) -> dict[str, Any] | None:
+        """The untried change of one parameter that promises most from a node.
+
+        A promise is the gain that comparisons around this value predict, plus what is unknown of
+        it (an upper confidence bound again), plus a little for the plan's order, the focus of the
+        block and the plan's interactions.
+
+        Args:
+            parent: Node it starts from.
+            keys: Parameters to choose among, by default all.
+            avoid: Parameters to leave alone.
+        """
+        values = self.values_of(parent)
+        busy = {c.key for d in self.drafts for c in d.changes}
+        scored: list[tuple[float, int, dict[str, Any]]] = []
+        for key in self.space if keys is None else keys:
+            if key in avoid:
+                continue
+            for change in self.options(values, key):
+                if self.is_tried({**values, **change}):
+                    continue
+                score = self._promise(values, key, change[key], parent)
+                score -= self.knowledge.scale if key in busy else 0.0
+                score += 0.05 * self.knowledge.scale * float(self.rng.random())
+                scored.append((score, -len(scored), change))
+        return max(scored, key=lambda s: s[:2])[2] if scored else None
+
+    def _promise(self, values: Mapping[str, Any], key: str, new: Any, parent: int | None) -> float:
+        known, parameter = self.knowledge, self.space[key]
+        scale = known.scale
+        if parameter.is_ordered and new is not None and values[key] is not None:
+            here, there = parameter.position(values[key]), parameter.position(new)
+            step = there - here
+            slope, weight = known.slope(key, 0.5 * (here + there))
+            gain = slope * step * weight / (weight + 0.5)
+            size = min(abs(step) / STEPS[0], 1.0)
+        else:
+            step = 0.0
+            gain, weight = known.between(key, values[key], new)
+            gain *= weight / (weight + 0.5)
+            size = 1.0
+        compared = known.comparisons(key)
+        is_inert = bool(compared) and all(c.gain == 0 for c in compared)
+        promise = gain + (0.0 if is_inert else scale * size / (1 + 2 * weight) ** 0.5)
+        if key in self.plan.order:
+            promise += 0.25 * scale * (1 - self.plan.order.index(key) / len(self.plan.order))
+        if key in self.focus:
+            promise += 0.25 * scale
+        if parent is not None and step:
+            promise += 0.25 * scale * self._invited(parent, key, step)
+        return promise
+
+    def _invited(self, parent: int, key: str, step: float) -> float:
+        """1 where the plan says that this change goes with the one that made the parent."""
+        iteration = self.history.node(parent)
+        for interaction in self.plan.interactions:
+            mine = interaction.raised if step > 0 else interaction.lowered
+            if key not in mine:
+                continue
+            for change in iteration.proposal.changes:
+                others = {*interaction.raised, *interaction.lowered} - {key}
+                if change.key in others and (self.history.gain(iteration) or 0.0) > 0:
+                    return 1.0
+        return 0.0
