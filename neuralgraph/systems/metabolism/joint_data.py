@@ -21,12 +21,15 @@ class KineticData:
 
     Args:
         concentration: ``(n_frame, n_met)``, >= 0.
-        target: What reactions and homeostasis must explain: dc/dt less known inputs.
+        target: What reactions and homeostasis must explain: dc/dt less known inputs; its weak form
+            with ``window``.
         met_sub, rxn_sub: Substrate edges, ``(n_sub_edge,)``.
         order: |s| of each substrate edge.
         sto_all: S, dense ``(n_met, n_rxn)``.
         factor: Known factor of each rate ``(n_frame, n_rxn)``, or ``None``.
         has_homeostasis: Whether each metabolite has a line of its own.
+        window: Weights of the frames in each equation, sparse ``(n_window, n_frame)``; ``None``
+            where each frame is an equation of its own.
     """
 
     concentration: Tensor
@@ -37,6 +40,7 @@ class KineticData:
     sto_all: Tensor
     factor: Tensor | None
     has_homeostasis: bool
+    window: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.concentration.shape[0] < 2:
@@ -60,8 +64,14 @@ class KineticData:
         """Number of frames."""
         return self.concentration.shape[0]
 
+    def averaged(self, value: Tensor) -> Tensor:
+        """Frames ``(n_frame, n)`` in the equations, ``(n_equation, n)``."""
+        return value if self.window is None else torch.sparse.mm(self.window, value)
+
     def every(self, step: int) -> KineticData:
-        """Each ``step``-th frame."""
+        """Each ``step``-th frame; all of them where equations span several."""
+        if self.window is not None:
+            return self
         return replace(
             self,
             concentration=self.concentration[::step],

@@ -44,6 +44,25 @@ class Law:
             for column in basis
         ]
 
+    def slopes(self, log_c: Tensor, met_sub: Tensor, order: Tensor) -> Tensor:
+        """Slope of log f in log c on each substrate edge, ``(n_frame, n_sub_edge)``.
+
+        Args:
+            log_c: ``(n_frame, n_met)``.
+            met_sub: Metabolite of each edge.
+            order: |s| of each edge.
+        """
+        if self.knots is None:
+            return (self.theta[0] * order).expand(len(log_c), -1)
+        slope = torch.stack(spline_slopes(log_c, self.knots))
+        n = slope.shape[0]
+        result = log_c.new_zeros(len(log_c), len(order))
+        for index, level in enumerate(self.levels):
+            edges = (order == level).nonzero()[:, 0]
+            here = torch.tensordot(self.theta[index * n : (index + 1) * n], slope, dims=1)
+            result[:, edges] = here[:, met_sub[edges]]
+        return result
+
     def log_value(self, log_c: Tensor, level: int) -> Tensor:
         """Log f at ``log_c`` for the given position in :attr:`levels`; same shape."""
         if self.knots is None:
@@ -77,6 +96,20 @@ def spline_basis(x: Tensor, knots: tuple[float, float, int]) -> list[Tensor]:
 
     origin = values(x.new_zeros(()))
     return [value - zero for value, zero in zip(values(x), origin, strict=True)]
+
+
+def spline_slopes(x: Tensor, knots: tuple[float, float, int]) -> list[Tensor]:
+    """Derivatives of :func:`spline_basis`."""
+    low, high, n_cell = knots
+    position = (x - low) / (high - low) * n_cell
+    result: list[Tensor] = []
+    for b in range(n_cell + 3):
+        away = position - (b - 1)
+        u = away.abs()
+        inner = -2 * u + 1.5 * u.square()
+        outer = -0.5 * (2 - u).clamp_min(0).square()
+        result.append(away.sign() * torch.where(u < 1, inner, outer) * (n_cell / (high - low)))
+    return result
 
 
 def law_slope(law: Law, level: Tensor) -> float:
