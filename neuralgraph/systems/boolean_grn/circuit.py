@@ -355,8 +355,12 @@ EXAMPLES = {
     "incoherent_feed_forward": "A activates B, A activates C, B inhibits C",
     "cascade": "A activates B, B activates C",
     "long_cascade": "A activates B, B activates C, C activates D",
+    "gated_repressilator": (
+        "S inhibits T, T inhibits S, T inhibits A, "
+        "A inhibits B, B inhibits C, C inhibits A"
+    ),
 }
-"""The circuits the seed document names, in text form."""
+"""The circuits the seed document names, in text form, and a repressilator that a toggle switches."""
 
 
 def example_circuit(name: str) -> SignedCircuit:

@@ -1,0 +1,1 @@
+"""Trajectories of a Boolean network, and the network they determine."""
