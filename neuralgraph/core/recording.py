@@ -29,8 +29,8 @@ class Recording:
         state: Measured state, ``(n_run, n_time, n_var)``.
         names: One name per variable, length ``n_var``.
         dx_dt: Time derivative of the state, same shape, or ``None`` when it must be estimated.
-        dx_dt_source: ``exact`` (the simulator's own right-hand side), ``estimated`` (from the
-            state), or ``none``.
+        dx_dt_source: ``exact`` (the simulator's own right-hand side), ``measured`` (that with
+            noise), ``estimated`` (from the state), or ``none``.
         inputs: Known external inputs by name, each ``(n_run, n_time, …)``.
         graph: Known, public index tensors (never a hidden parameter).
         units: Unit of each quantity, e.g. ``{"time": "min", "state": "mM"}``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
+from neuralgraph.systems.metabolism.oracle import oracle_scores, oracle_stoichiometry
 
 if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
@@ -42,6 +43,7 @@ STOICHIOMETRY_METRICS = (
     "exact_columns_identifiable",
 )
 TRIVIAL_METRICS = ("stoichiometry_R2_trivial", "exact_edges_trivial")
+ORACLE_METRICS = ("exact_edges_oracle", "exact_edges_identifiable_oracle")
 FRACTIONS = ("identifiable_fraction_edges", "identifiable_fraction_columns")
 RATE_METRICS = (
     "rate_constants_R2",
@@ -178,7 +180,7 @@ class MetabolismEvaluator:
             found = self._identifiability(data, truth, network, flux)
             self._identifiable_fractions(card, data, truth, network, found, flux)
             gauged = gauged_stoichiometry(model, data, max_coefficient=self.max_coefficient)
-            self._stoichiometry(card, baselines, data, network, found, gauged)
+            self._stoichiometry(card, baselines, data, truth, network, found, gauged, flux)
             self._rate_constants(card, baselines, model, data, truth, network, found, gauged)
             self._homeostasis(card, model, data, truth)
             card.facts["identifiability"] = metrics.identifiability_table(found, network)
@@ -252,6 +254,7 @@ class MetabolismEvaluator:
         names = (
             *STOICHIOMETRY_METRICS,
             *TRIVIAL_METRICS,
+            *ORACLE_METRICS,
             *FRACTIONS,
             *RATE_METRICS,
             "sign_accuracy",
@@ -265,15 +268,23 @@ class MetabolismEvaluator:
     def _identifiability(
         self, data: MetabolismData, truth: Truth, network: ReactionNetwork, flux: Tensor | None
     ) -> metrics.Identifiability:
-        return metrics.identifiability(
+        is_limited = False
+        if truth.facts.get("flux_limit") and flux is not None:
+            state = data.train.concentration.cpu().double()
+            is_limited = not torch.equal(flux, true_flux(truth, network, state))
+        found = metrics.identifiability(
             network,
-            flux,
+            None if is_limited else flux,
             log_k=truth.parameters.get("log_k"),
             is_stoichiometry_given=is_stoichiometry_given(data),
             rtol=self.rtol,
             order_sub=_order(truth),
             is_law_shared=truth.facts["rate_law"] != "sbml",
         )
+        if not is_limited:
+            return found
+        why = "not computed: the limiter makes every rate depend on the others' constants"
+        return replace(found, reason_k=(why,) * network.n_rxn)
 
     def _identifiable_fractions(
         self,
@@ -313,13 +324,16 @@ class MetabolismEvaluator:
         card: Scorecard,
         baselines: dict[str, dict[str, float]],
         data: MetabolismData,
+        truth: Truth,
         network: ReactionNetwork,
         found: metrics.Identifiability,
         gauged: metrics.GaugedStoichiometry,
+        flux: Tensor | None,
     ) -> None:
         spec = data.spec
         if is_stoichiometry_given(data):
-            for name in (*STOICHIOMETRY_METRICS, *TRIVIAL_METRICS, "sign_accuracy", "support_f1"):
+            skipped = (*STOICHIOMETRY_METRICS, *TRIVIAL_METRICS, *ORACLE_METRICS)
+            for name in (*skipped, "sign_accuracy", "support_f1"):
                 card.skip(name, "the stoichiometry is given")
             return
         scores = metrics.stoichiometry_scores(gauged, network, is_identifiable=found.column)
@@ -350,11 +364,49 @@ class MetabolismEvaluator:
             baselines[name] = {TRIVIAL: value}
         for name in TRIVIAL_METRICS:
             self._add(card, name, trivial[name.removesuffix("_trivial")], "no edge to count")
+        self._oracle(card, data, truth, network, found, known, flux)
         errors = metrics.stoichiometry_errors(gauged, network)
         card.facts["diagnosis"] = str(errors)
         card.facts["gauge"] = (
             "per reaction the scale that brings the estimated column closest to integers up to "
             f"{self.max_coefficient}, from the estimate and the prior alone"
+        )
+
+    def _oracle(
+        self,
+        card: Scorecard,
+        data: MetabolismData,
+        truth: Truth,
+        network: ReactionNetwork,
+        found: metrics.Identifiability,
+        known_sign: Tensor,
+        flux: Tensor | None,
+    ) -> None:
+        """What least squares with the true rates reads from the same data."""
+        why = ""
+        if flux is None:
+            why = "the true rate law is not known here"
+        elif "homeostasis_lambda" in truth.parameters:
+            why = "the oracle knows reactions only, and the truth has homeostasis"
+        elif data.spec.input_mode == "additive":
+            why = "the oracle knows reactions only, and the data have an additive input"
+        if why or flux is None:
+            for name in ORACLE_METRICS:
+                card.skip(name, why)
+            return
+        estimate = oracle_stoichiometry(
+            network,
+            flux,
+            data.train.dx_dt,
+            is_support_given=data.spec.has_support,
+            known_sign=known_sign,
+            max_coefficient=self.max_coefficient,
+        )
+        scores = oracle_scores(estimate, network, is_identifiable=found.column)
+        for name, value in scores.items():
+            self._add(card, name, value, "no edge to count")
+        card.facts["oracle"] = (
+            "least squares of each row with the true rates, rounded to integers the prior allows"
         )
 
     def _rate_constants(
@@ -879,6 +931,9 @@ def one_step(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tenso
 def design_flux(data: MetabolismData, truth: Truth, network: ReactionNetwork) -> Tensor | None:
     """True velocities at the training frames, without measurement noise, ``(n_frame, n_rxn)``.
 
+    With the limiter where the data have one.
+
+
     Returns:
         ``None`` where the truth does not hold its rate law.
     """
@@ -890,7 +945,7 @@ def design_flux(data: MetabolismData, truth: Truth, network: ReactionNetwork) ->
     if "clean_state" in truth.parameters:
         state = truth.parameters["clean_state"][run, frame].double()
     try:
-        return true_flux(truth, network, state)
+        return true_flux(truth, network, state, is_limited=True)
     except DataError:
         return None
 

@@ -451,22 +451,29 @@ def activity_rank(state: Tensor, fraction: float = 0.99) -> int:
     return int((total < fraction).sum()) + 1
 
 
-def true_flux(truth: Truth, network: ReactionNetwork, concentration: Tensor) -> Tensor:
-    """Velocities of the true rate law at given concentrations, without inputs or limiter.
+def true_flux(
+    truth: Truth, network: ReactionNetwork, concentration: Tensor, *, is_limited: bool = False
+) -> Tensor:
+    """Velocities of the true rate law at given concentrations, without inputs.
 
     Args:
         truth: Truth of a simulator with rate law ``learned_rate`` or ``mass_action``.
         network: Its network (:func:`network_of_truth`).
         concentration: ``(n_frame, n_met)`` mM.
+        is_limited: Slow the reactions as the simulator did (``truth.facts["flux_limit"]``).
     Returns:
         ``(n_frame, n_rxn)`` float64, mM min⁻¹.
     Raises:
         DataError: the rate law is known to another program only (SBML); the fluxes at the
             recorded frames are then in ``truth.parameters["flux"]``.
     """
-    return torch.from_numpy(
-        np.ascontiguousarray(law_of_truth(truth, network).flux(concentration.double().numpy()))
-    )
+    law = law_of_truth(truth, network)
+    c = concentration.double().numpy()
+    if not (is_limited and truth.facts.get("flux_limit")):
+        return torch.from_numpy(np.ascontiguousarray(law.flux(c)))
+    none = np.zeros(network.n_met)
+    system = ReactionSystem(network, law, float(truth.facts["dt"]), none, none)
+    return torch.from_numpy(np.ascontiguousarray(system.flux(0.0, c)))
 
 
 def law_of_truth(truth: Truth, network: ReactionNetwork) -> RateLaw:

@@ -40,12 +40,15 @@ from neuralgraph.systems.metabolism.recovery_mlp import (
     fit_to_theta,
     networks_from,
 )
+from neuralgraph.systems.metabolism.recovery_noise import average_noise, excess, is_noisy
 from neuralgraph.systems.metabolism.recovery_sharpen import settle, soft_round
 
 Array = np.ndarray
 Log = Callable[[str], None]
 GOOD_START = 2 * float(np.log(5e-4))
 """Median misfit of a start that needs no further starts beside it."""
+GOOD_EXCESS = 0.3
+"""The same where there is noise: mean log excess of the squared residual over it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ def recover_stoichiometry(
     n_start: int = 3,
     n_anneal: int = 20,
     n_sharpen: int = 10,
+    noise: Any = None,
+    noisy_degree: Sequence[int] = (6, 5, 4),
+    noisy_rounds: int = 4,
     log: Log | None = None,
 ) -> Recovered:
     r"""Recover integer coefficients, rate constants and the rate law.
@@ -159,6 +165,11 @@ def recover_stoichiometry(
         n_start: Rate laws followed further; up to four times as many while none explains the data.
         n_anneal: Iterations of the third step.
         n_sharpen: Rounds of the fourth step at most; 0 leaves it out.
+        noise: Standard deviation of the noise on ``dx_dt``, ``(n_met,)``, as
+            :func:`~neuralgraph.systems.metabolism.recovery_noise.derivative_noise` estimates it;
+            ``None``, or below 1e-5 of the derivative: exact data.
+        noisy_degree: Degree of the polynomial law where there is noise.
+        noisy_rounds: Rounds on all frames where there is noise, in place of the fourth step.
         log: Called with one line of text per stage.
 
     Returns:
@@ -198,6 +209,9 @@ def recover_stoichiometry(
         n_start=n_start,
         n_anneal=n_anneal,
         n_sharpen=n_sharpen,
+        noise=noise,
+        noisy_degree=noisy_degree,
+        noisy_rounds=noisy_rounds,
         log=log,
     )
     say: Log = log if log is not None else lambda _: None
@@ -242,6 +256,8 @@ class Decoded:
         k: Rate constants, ``(n_rxn,)``.
         noise: Variance of the rows, ``(n_met,)``.
         objective: Mean over metabolites of log squared relative residual.
+        k_range: Rate constants considered, in the scale of ``k``.
+        net: The law, where it is two networks.
     """
 
     law: RateFunctions
@@ -250,6 +266,8 @@ class Decoded:
     k: Array
     noise: Array
     objective: float
+    k_range: tuple[float, float]
+    net: SharedRateNetwork | None = None
 
 
 def decode(
@@ -267,10 +285,17 @@ def decode(
     n_start: int,
     n_anneal: int,
     n_sharpen: int,
-    log: Log | None,
+    noise: Any = None,
+    noisy_degree: Sequence[int] = (6, 5, 4),
+    noisy_rounds: int = 4,
+    log: Log | None = None,
 ) -> Decoded:
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`."""
     say: Log = log if log is not None else lambda _: None
+    noise = np.zeros(problem.n_met) if noise is None else np.asarray(noise, dtype=np.float64)
+    noisy = is_noisy(problem.dx_dt, noise)
+    if noisy:
+        problem, degree = problem.whole(), noisy_degree
     poly = PolynomialLaw(problem.max_substrates, problem.max_coefficient, degree)
     frames = problem.frames(max_frames)
     decoder = problem.decoder(poly, frames, tie_substrates)
@@ -280,9 +305,14 @@ def decode(
     prior = _Prior.of(draws, gauge)
     k_range = (10.0 ** log_k_range[0], 10.0 ** log_k_range[1])
 
-    theta, belief = _best_start(decoder, prior, k_range, n_scan, n_start, say)
+    least = float(np.median(noise[decoder.live] / decoder.rms[decoder.live])) if noisy else 0.0
+    if noisy:
+        say(f"noise of the derivatives, from their differences in time: {least:.2g} of their rms")
+    theta, belief = _best_start(
+        decoder, prior, k_range, n_scan, n_start, noise if noisy else None, say
+    )
     best = (np.inf, theta, belief)
-    for level in np.geomspace(2e-3, 3e-5, n_anneal):
+    for level in np.geomspace(max(2e-3, least), max(3e-5, 0.5 * least), n_anneal):
         decoder.set_rates(decoder.polynomial_rates(theta))
         belief = decoder.sweep(belief, level, k_range=k_range)
         if (value := decoder.hard_misfit(belief)) < best[0]:
@@ -293,8 +323,21 @@ def decode(
     decoder.set_rates(decoder.polynomial_rates(theta))
     say(f"annealed: {_summary(belief, decoder)}")
 
-    found = _of_polynomial(problem, decoder, theta, belief, k_range)
-    if n_sharpen > 0:
+    if noisy:
+        every_frame = problem.decoder(poly, problem.inner, tie_substrates)
+        end = average_noise(every_frame, theta, belief, prior, noise, k_range, noisy_rounds, say)
+        found = Decoded(
+            _polynomial_rates(problem, every_frame, end.theta),
+            every_frame,
+            end.pattern,
+            np.clip(end.k, *k_range),
+            np.maximum(end.residual, LOWEST * every_frame.rms**2),
+            end.objective,
+            k_range,
+        )
+    else:
+        found = _of_polynomial(problem, decoder, theta, belief, k_range)
+    if n_sharpen > 0 and not noisy:
         sharp = _of_networks(
             problem,
             decoder,
@@ -338,6 +381,7 @@ def _of_polynomial(
         np.clip(k, *k_range),
         np.maximum(residual, LOWEST * decoder.rms**2),
         float(np.log(relative + LOWEST).mean()),
+        k_range,
     )
 
 
@@ -352,9 +396,21 @@ def _best_start(
     k_range: tuple[float, float],
     n_scan: int,
     n_start: int,
+    noise: Array | None,
     say: Log,
 ) -> tuple[Array, Belief]:
-    """Try draws of the prior as the law; follow the best few; return the best."""
+    """Try draws of the prior as the law; follow the best few; return the best.
+
+    With noise the best is the one that leaves least above the noise, over all rows: the median
+    row of many starts is at the noise.
+    """
+
+    def value_of(belief: Belief) -> float:
+        if noise is None:
+            return float(np.median(decoder.misfit(belief)))
+        return excess(decoder, belief.residual, noise)
+
+    good = GOOD_START if noise is None else GOOD_EXCESS
     scores = []
     for draw in prior.draws[:n_scan]:
         decoder.set_rates(decoder.polynomial_rates(draw))
@@ -362,14 +418,14 @@ def _best_start(
         scores.append(np.median(decoder.misfit(belief)))
     best: tuple[float, Array, Belief] | None = None
     for tried, a in enumerate(np.argsort(scores, kind="stable")):
-        if tried >= n_start and best is not None and (best[0] < GOOD_START or tried >= 4 * n_start):
+        if tried >= n_start and best is not None and (best[0] < good or tried >= 4 * n_start):
             break
         theta, belief = prior.draws[a].copy(), decoder.start(2.0, 3.0)
         for level in np.geomspace(1e-2, 2e-3, 8):
             decoder.set_rates(decoder.polynomial_rates(theta))
             belief = decoder.sweep(belief, level, k_range=k_range)
             theta = prior.step(theta, *decoder.law_normal_equations(belief))
-        value = float(np.median(decoder.misfit(belief)))
+        value = value_of(belief)
         say(f"start {a}: {_summary(belief, decoder)}")
         if best is None or value < best[0]:
             best = (value, theta, belief)
@@ -438,4 +494,6 @@ def _of_networks(
         np.clip(end.k, *k_range),
         np.maximum(end.residual, LOWEST * decoder.rms**2),
         end.objective,
+        k_range,
+        net,
     )

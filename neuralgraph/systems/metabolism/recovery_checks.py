@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ class RecoveryProblem:
         """At most ``most`` inner frames, evenly spread."""
         n = len(self.inner)
         return self.inner[np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))]
+
+    def whole(self) -> RecoveryProblem:
+        """The same problem with every frame counted as inner, in a box that holds them."""
+        center, half_width = _box(self.concentration)
+        inner = np.arange(len(self.concentration))
+        return replace(self, inner=inner, center=center, half_width=half_width)
 
     def decoder(
         self, poly: PolynomialLaw, frames: Array, tie_substrates: bool

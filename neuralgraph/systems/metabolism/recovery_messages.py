@@ -25,10 +25,8 @@ LOWEST = 1e-14
 """Squared relative residual below which rows count as equally well explained."""
 LEAST_VARIANCE = 1e-5
 """Least relative variance of a message: without it, wrong but certain columns make rows swing."""
-
-
 LEAST_GAIN = 0.15
-"""Gain in log evidence per frame from which a column is changed."""
+"""Gain in log evidence per frame from which a column is changed, where what is left is misfit."""
 
 
 @dataclass
@@ -426,7 +424,14 @@ class StoichiometryDecoder:
         _, residual = self.rate_constants(size.astype(float), belief.shape, belief.noise)
         return float(np.mean(np.log(residual / self.rms**2 + LOWEST)))
 
-    def polish(self, pattern: Array, noise: Array, centre: Array, n_pass: int = 3) -> Array:
+    def polish(
+        self,
+        pattern: Array,
+        noise: Array,
+        centre: Array,
+        n_pass: int = 3,
+        least_gain: float = LEAST_GAIN,
+    ) -> Array:
         """Change single columns while that lowers the joint weighted least squares.
 
         Every pattern of a reaction is scored with all other rate constants solved again, which is
@@ -437,6 +442,7 @@ class StoichiometryDecoder:
             noise: Variance of the rows, ``(n_met,)``.
             centre: Mean of the prior on k, with a relative deviation of 1, ``(n_rxn,)``.
             n_pass: Passes; the rows are weighted again by their residuals in between.
+            least_gain: Gain in log evidence per frame from which a column is changed.
 
         Returns:
             The pattern of least mean log residual among those after each pass.
@@ -456,11 +462,11 @@ class StoichiometryDecoder:
                 gain[j] = score.max() - score[pattern[j]]
             moved = 0
             for j in np.argsort(-gain, kind="stable").tolist():
-                if gain[j] <= LEAST_GAIN * self.n_frame:
+                if gain[j] <= least_gain * self.n_frame:
                     break
                 score = self._column_scores(j, joint)
                 new = int(score.argmax())
-                if score[new] - score[pattern[j]] <= LEAST_GAIN * self.n_frame:
+                if score[new] - score[pattern[j]] <= least_gain * self.n_frame:
                     continue
                 moved += 1
                 pattern[j] = new

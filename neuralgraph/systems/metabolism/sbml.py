@@ -422,6 +422,11 @@ class MetabolismSBMLKinetic(RevealsPrior):
                 "simulator.noise.process_mM must be 0 for a kinetic SBML model (its solver takes "
                 "adaptive steps): use measurement noise"
             )
+        if noise.derivative_relative > 0:
+            raise ConfigError(
+                "simulator.noise.derivative_relative must be 0 for a kinetic SBML model: use "
+                "measurement noise, or simulator=metabolism_sbml"
+            )
         self.model, self.n_run, self.n_test_run = model, int(n_run), int(n_test_run)
         self.n_frame, self.dt, self.initial_fold = int(n_frame), float(dt), float(initial_fold)
         self.split_reversible = bool(split_reversible)

@@ -55,15 +55,29 @@ class Noise:
             (then clipped at 0); the derivative stays the right-hand side at the stored state.
         measurement_mM: Standard deviation of additive measurement noise (clipped at 0).
         measurement_relative: Standard deviation of noise proportional to the concentration.
+        derivative_relative: Standard deviation of the noise on dx/dt, in units of the root mean
+            square of each metabolite's derivative over all frames; the state stays exact. Not with
+            measurement noise, where derivatives are estimated.
     """
 
     process_mM: float
     measurement_mM: float
     measurement_relative: float
+    derivative_relative: float
 
     def __post_init__(self) -> None:
-        for name in ("process_mM", "measurement_mM", "measurement_relative"):
+        for name in (
+            "process_mM",
+            "measurement_mM",
+            "measurement_relative",
+            "derivative_relative",
+        ):
             _at_least(f"noise.{name}", getattr(self, name), 0)
+        if self.is_measured and self.derivative_relative > 0:
+            raise ConfigError(
+                "simulator.noise.derivative_relative acts on exact derivatives, and with "
+                "measurement noise they are estimated from the state: set one of the two to 0"
+            )
 
     @property
     def is_measured(self) -> bool:
@@ -481,6 +495,10 @@ class NetworkSimulator(RevealsPrior, ABC):
                 degree=self.derivative.degree,
             )
             source = "estimated"
+        elif self.noise.derivative_relative > 0:
+            parameters["clean_dx_dt"] = derivative
+            derivative = self._measure_derivative(seed, derivative)
+            source = "measured"
 
         balanced = is_mass_balanced(network)
         provenance = {
@@ -592,6 +610,12 @@ class NetworkSimulator(RevealsPrior, ABC):
         )
         noisy = clean * (1 + self.noise.measurement_relative * relative)
         return (noisy + self.noise.measurement_mM * absolute).clamp(min=0)
+
+    def _measure_derivative(self, seed: int, clean: Tensor) -> Tensor:
+        generator = torch_generator(seed, "derivative_noise")
+        draw = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+        size = clean.square().mean((0, 1)).sqrt()
+        return clean + self.noise.derivative_relative * size * draw
 
 
 class MetabolismRateNetwork(NetworkSimulator):

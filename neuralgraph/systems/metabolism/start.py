@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +21,9 @@ LOG_K_RANGE = (-2.6, 1.6)
 """Range of log10 k the integer decoding considers; document 001 states [-2, 1]."""
 
 
-def closed_form_start(session: Session, *, max_coefficient: int, max_types: int) -> tuple[str, ...]:
+def closed_form_start(
+    session: Session, *, max_coefficient: int, max_types: int, fit_to: str
+) -> tuple[str, ...]:
     """Set the model's parameters without a gradient.
 
     - ``learned_rate``, S unknown, support and roles given: integer decoding of S, then the shared
@@ -29,6 +32,8 @@ def closed_form_start(session: Session, *, max_coefficient: int, max_types: int)
       metabolite (:func:`start_from_support`);
     - ``mass_action``, S given: rate constants, rate law, homeostasis and metabolite types jointly
       (:mod:`neuralgraph.systems.metabolism.joint`).
+
+    ``fit_to`` chooses what the last of these explains: derivatives or concentrations.
 
     Returns:
         Names of the parameters that are settled: integers the gradient phase must not blur.
@@ -63,7 +68,7 @@ def closed_form_start(session: Session, *, max_coefficient: int, max_types: int)
             "loop.start=closed_form needs model.aggregation=multiply and model.softplus=false"
         )
     if spec.sto_all is not None:
-        _solve_jointly(session, model, data, max_types)
+        _solve_jointly(session, model, data, max_types, fit_to)
         return ()
     _solve_mass_action(session, model, data, max_coefficient)
     return ("sto_sub", "sto_all")
@@ -74,6 +79,7 @@ def _decode_integers(
 ) -> None:
     from neuralgraph.systems.metabolism.recovery import recover_stoichiometry
     from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
+    from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
 
     spec, batch = data.spec, data.train
     assert batch.dx_dt is not None and spec.sign_all is not None
@@ -82,6 +88,10 @@ def _decode_integers(
     dx_dt = batch.dx_dt.double().cpu().numpy()
     met_sub, rxn_sub = model.met_sub.cpu().numpy(), model.rxn_sub.cpu().numpy()
     met_all, rxn_all = model.met_all.cpu().numpy(), model.rxn_all.cpu().numpy()
+    noise = None
+    if data.dx_dt_source != "exact":
+        noise = derivative_noise(dx_dt, batch.run.cpu().numpy(), batch.frame.cpu().numpy())
+    noisy = noise is not None and is_noisy(dx_dt, noise)
     with session.phase("integer decoding", train={}) as phase:
         for _ in phase.epochs(1):
             found = recover_stoichiometry(
@@ -100,6 +110,8 @@ def _decode_integers(
                 n_scan=session.budget.rounds(24),
                 n_anneal=session.budget.rounds(20),
                 n_sharpen=int(10 * session.budget.search),
+                noise=noise if noisy else None,
+                noisy_rounds=session.budget.rounds(4),
             )
             _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
             low, high = LOG_K_RANGE
@@ -108,6 +120,13 @@ def _decode_integers(
                 f"in [{low:g}, {high:g}], |s| of a substrate equal to its |S|, a rate law like "
                 "that of untrained networks of the model's family"
             )
+            if noise is not None and noisy:
+                size = float(np.median(noise / np.maximum(np.sqrt((dx_dt**2).mean(0)), 1e-300)))
+                session.note(
+                    f"the derivatives carry noise of {size:.2g} of their rms (median metabolite), "
+                    "estimated from their fourth differences along each run; the decoding uses "
+                    "every frame"
+                )
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
             session.store["sto_all"] = torch.as_tensor(found.sto_all)
             session.store["confidence"] = torch.as_tensor(found.confidence)
@@ -131,6 +150,8 @@ def _decode_integers(
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "rate law"),
                 n_step=session.budget.rounds(40),
+                max_frames=len(c) if noisy else 576,
+                degree=(6, 5, 4) if noisy else (10, 7, 6),
             )
             _take_back(model.msg_mlp, msg_mlp)
             _take_back(model.rate_mlp, rate_mlp)
@@ -165,15 +186,20 @@ def _take_back(mlp: MLP, plain: nn.Sequential) -> None:
 
 
 def _solve_jointly(
-    session: Session, model: Metabolism_Propagation, data: MetabolismData, max_types: int
+    session: Session,
+    model: Metabolism_Propagation,
+    data: MetabolismData,
+    max_types: int,
+    fit_to: str,
 ) -> None:
     from neuralgraph.systems.metabolism.joint import set_model
 
     with session.phase("joint solution", train={}) as phase:
         for _ in phase.epochs(1):
-            said = set_model(model, data.spec, data.train, max_types=max_types)
+            solution = set_model(model, data.spec, data.train, max_types=max_types, fit_to=fit_to)
+            session.store["standard_errors"] = solution.errors
             # as words: these are no terms of the loss
-            session.log(**{name: f"{value:.6g}" for name, value in said.items()})
+            session.log(**{name: f"{value:.6g}" for name, value in solution.said.items()})
 
 
 def _solve_mass_action(
