@@ -18,6 +18,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "optimizer": ("params",),
     "evaluation": (),
     "report": (),
+    "identifiability": (),
     "budget": (),
     "logger": (),
     "explore": (),

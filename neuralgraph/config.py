@@ -37,6 +37,16 @@ class TrainerConfig:
 
 
 @dataclass
+class IdentifyConfig:
+    """Of ``python -m neuralgraph.identify``: ``at`` is ``prior`` or ``truth``; ``replicates`` is
+    the number of Monte-Carlo refits that check the standard errors, 0 for none.
+    """
+
+    at: str = "prior"
+    replicates: int = 0
+
+
+@dataclass
 class RunConfig:
     """Every key a run may have; a key that is not here is an error.
 
@@ -62,10 +72,13 @@ class RunConfig:
     optimizer: Any = MISSING
     evaluation: Any = MISSING
     report: Any = MISSING
+    identifiability: Any = None
+    identify: IdentifyConfig = field(default_factory=IdentifyConfig)
     budget: Any = MISSING
     logger: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     search_space: Any = None
+    search_plan: Any = None
     explore: Any = None
 
 

@@ -26,6 +26,7 @@ def task(cfg: DictConfig) -> None:
         parts.evaluation, config, session.model, session.data, truth, log, given
     )
     scorecard.save(folder)
+    pipeline.examine(parts, config, session, folder)
     pipeline.write_report(parts.report, config, folder, session, truth, scorecard)
     print_result(scorecard, folder)
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from neuralgraph.building import bind_switches, build
-from neuralgraph.core.contracts import Evaluator, Loop, Objective, Reporter, Simulator
+from neuralgraph.core.contracts import (
+    Evaluator,
+    Identifier,
+    Loop,
+    Objective,
+    Reporter,
+    Simulator,
+)
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.files import write_text
 from neuralgraph.core.recording import Recording, Truth, load_tensors, save_tensors
@@ -27,7 +34,16 @@ from neuralgraph.training.loggers import Logger
 from neuralgraph.training.session import Session, choose_device
 from neuralgraph.training.trainer import train, training_log
 
-__all__ = ["compose", "judge", "reopen", "run", "simulate", "training_log", "write_report"]
+__all__ = [
+    "compose",
+    "examine",
+    "judge",
+    "reopen",
+    "run",
+    "simulate",
+    "training_log",
+    "write_report",
+]
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -46,6 +62,7 @@ class Parts:
     report: Reporter
     budget: Budget
     logger: Logger
+    identifiability: Identifier | None = None
 
 
 def compose(config: Mapping[str, Any]) -> Parts:
@@ -60,7 +77,9 @@ def compose(config: Mapping[str, Any]) -> Parts:
         raise ConfigError(f"n_threads must be at least 1, got {config['n_threads']}")
     choose_device(config["device"])
     simulator_seed(config)
-    parts = Parts(**{group: build(config[group], group) for group in Parts.__annotations__})
+    optional = "identifiability" if config.get("identifiability") is None else ""
+    groups = [group for group in Parts.__annotations__ if group != optional]
+    parts = Parts(**{group: build(config[group], group) for group in groups})
     bind_switches(parts.simulator.reveal, config["prior"])
     trainer = config["trainer"]
     if trainer["checkpoint_every"] < 1:
@@ -108,6 +127,8 @@ def run(config: Mapping[str, Any], folder: Path) -> Scorecard:
         scorecard = judge(parts.evaluation, config, session.model, session.data, truth, log, given)
         scorecard.save(folder)
         seconds["evaluate"] = time.perf_counter() - began - sum(seconds.values())
+        examine(parts, config, session, folder)
+        seconds["identify"] = time.perf_counter() - began - sum(seconds.values())
 
         figures = write_report(parts.report, config, folder, session, truth, scorecard)
         seconds["report"] = time.perf_counter() - began - sum(seconds.values())
@@ -238,6 +259,13 @@ def judge(
     return scorecard
 
 
+def examine(parts: Parts, config: Mapping[str, Any], session: Session, folder: Path) -> None:
+    """``identifiability.csv`` and ``.json`` of the fitted model, where the system has its part."""
+    from neuralgraph.identifying import examine_fitted
+
+    examine_fitted(parts.identifiability, session, folder, seed=config["seed"])
+
+
 def write_report(
     reporter: Reporter,
     config: Mapping[str, Any],
@@ -247,6 +275,7 @@ def write_report(
     scorecard: Scorecard,
 ) -> list[Path]:
     """Figures, products and ``report.html``; returns the paths of the figures."""
+    from neuralgraph.identifying import section
     from neuralgraph.reporting import render
 
     model, data = session.model, session.data
@@ -254,7 +283,7 @@ def write_report(
     produce = getattr(reporter, "products", None)  # a recovered network as files, without truth
     products = list(produce(model, data, scorecard, folder, store=session.store)) if produce else []
     recording = Recording.load(folder / "data" / "recording.pt")
-    html = render(config, folder, recording, scorecard, figures, products)
+    html = render(config, folder, recording, scorecard, figures, products, section(folder))
     write_text(folder / "report.html", html)
     return [figure.path for figure in figures]
 

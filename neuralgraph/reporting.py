@@ -57,6 +57,7 @@ def render(
     scorecard: Scorecard,
     figures: Sequence[Any],
     products: Sequence[Product] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> str:
     """HTML of the report: question, what was given, results beside baselines, products, figures,
     identifiability, settings.
@@ -68,7 +69,63 @@ def render(
         scorecard: The scores.
         figures: Objects with ``path``, ``title`` and ``caption``.
         products: Files for others, shown with their first lines.
+        found: What the data determine (:func:`neuralgraph.identifying.section`), or ``None``.
     """
+    rows = result_rows(scorecard)
+    primary = scorecard.provenance["primary_metric"]
+    words = {k: v for k, v in scorecard.facts.items() if isinstance(v, str)}
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            **_origin(config, folder, recording),
+            card=scorecard,
+            primary=primary,
+            rows=rows,
+            headline=next((r for r in rows if r["name"] == primary), None),
+            verdicts={k: words[k] for k in VERDICTS if k in words},
+            notes={k: v for k, v in words.items() if k not in VERDICTS},
+            figures=[_drawn(f.path, f.title, f.caption) for f in figures],
+            products=[
+                {
+                    "name": None if p.path is None else p.path.relative_to(folder).as_posix(),
+                    "title": p.title,
+                    "caption": p.caption,
+                    "preview": p.preview,
+                }
+                for p in products
+            ],
+            identifiability=_table(scorecard.facts.get("identifiability")),
+            found=found,
+            drawn=_drawn_of(found, folder),
+        )
+    )
+
+
+def render_identifiability(
+    config: Mapping[str, Any], folder: Path, recording: Recording, found: Mapping[str, Any]
+) -> str:
+    """HTML of ``identifiability.html``: the design, and what it determines, without training.
+
+    Args:
+        config: Resolved config.
+        folder: Folder of the analysis.
+        recording: The data.
+        found: Content of the section (:func:`neuralgraph.identifying.section`).
+    """
+    return (
+        _environment()
+        .get_template("identifiability.html")
+        .render(
+            **_origin(config, folder, recording),
+            card=None,
+            found=found,
+            drawn=_drawn_of(found, folder),
+        )
+    )
+
+
+def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -78,52 +135,38 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["number"] = number
+    return environment
+
+
+def _origin(config: Mapping[str, Any], folder: Path, recording: Recording) -> dict[str, Any]:
+    """What was given, the data, and how to do it again."""
     import yaml
 
-    rows = result_rows(scorecard)
-    primary = scorecard.provenance["primary_metric"]
-    words = {k: v for k, v in scorecard.facts.items() if isinstance(v, str)}
     file = folder / "provenance.json"
-    origin = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return environment.get_template("report.html").render(
-        config=config,
-        settings=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        card=scorecard,
-        primary=primary,
-        rows=rows,
-        headline=next((r for r in rows if r["name"] == primary), None),
-        verdicts={k: words[k] for k in VERDICTS if k in words},
-        notes={k: v for k, v in words.items() if k not in VERDICTS},
-        given=[name for name, flag in config["prior"].items() if flag],
-        hidden=[name for name, flag in config["prior"].items() if not flag],
-        recording=recording,
-        design={
+    return {
+        "config": config,
+        "settings": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        "given": [name for name, flag in config["prior"].items() if flag],
+        "hidden": [name for name, flag in config["prior"].items() if not flag],
+        "recording": recording,
+        "design": {
             label(key): _cell(value)
             for key, value in recording.provenance.items()
             if not isinstance(value, (dict, list))
         },
-        warnings=recording.provenance.get("warnings", []),
-        figures=[
-            {
-                "src": _inline(f.path),
-                "title": f.title,
-                "caption": f.caption,
-                "width": _width(f.path),
-            }
-            for f in figures
-        ],
-        products=[
-            {
-                "name": None if p.path is None else p.path.relative_to(folder).as_posix(),
-                "title": p.title,
-                "caption": p.caption,
-                "preview": p.preview,
-            }
-            for p in products
-        ],
-        identifiability=_table(scorecard.facts.get("identifiability")),
-        origin=origin,
-    )
+        "warnings": recording.provenance.get("warnings", []),
+        "origin": json.loads(file.read_text(encoding="utf-8")) if file.exists() else {},
+    }
+
+
+def _drawn(path: Path, title: str, caption: str) -> dict[str, Any]:
+    return {"src": _inline(path), "title": title, "caption": caption, "width": _width(path)}
+
+
+def _drawn_of(found: Mapping[str, Any] | None, folder: Path) -> list[dict[str, Any]]:
+    figures = [] if found is None else found.get("figures", [])
+    return [_drawn(folder / f["path"], f["title"], f["caption"]) for f in figures]
 
 
 def result_rows(scorecard: Scorecard) -> list[dict[str, str]]:

@@ -18,11 +18,12 @@ from neuralgraph import __version__
 from neuralgraph.core.errors import RunFolderError
 from neuralgraph.core.files import write_text
 
-NOT_PART_OF_THE_RUN = ("resume", "run", "logger")
+NOT_PART_OF_THE_RUN = ("resume", "run", "logger", "identify")
 OWN = (
     "data", "checkpoints", "figures", "metrics.jsonl", "metrics.csv", "evaluation.jsonl",
     "timing.json", "scorecard.json", "analysis.log", "report.html", "run.json", "config.yaml",
-    "provenance.json", "identifiability.csv",
+    "provenance.json", "identifiability.csv", "identifiability.json", "identifiability.html",
+    "identifiability_structure.csv",
 )  # fmt: skip
 """What a run writes into its folder."""
 PACKAGES = (

@@ -18,6 +18,10 @@ if not console.is_terminal:
     console.width = 160
 
 
+LINES_SHOWN = 8
+"""Combinations and parameters listed in the terminal."""
+
+
 def shown(path: Path) -> str:
     """Path relative to here where that is shorter."""
     relative = os.path.relpath(path)
@@ -60,6 +64,45 @@ def print_result(scorecard: Scorecard, folder: Path) -> None:
     for name, why in scorecard.not_computed.items():
         console.print(f"[dim]{name} not computed: {why}[/dim]")
     print_report(folder)
+
+
+def print_identifiability(found: Mapping[str, Any], folder: Path) -> None:
+    """What the data determine: a table by kind of parameter, then the findings in words."""
+    console.print(
+        f"[dim]{found['point']}; noise of the derivatives {found['noise']}; "
+        f"{found['n_frame']} frames × {found['n_variable']} variables[/dim]"
+    )
+    for text in found["assumed"]:
+        console.print(f"[dim]taken as known: {text}[/dim]")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("parameters", no_wrap=True)
+    bound = f"error < {100 * found['precise_below']:g} %"
+    heads = ("number", "determined", "in combination", "not at all", bound, "median", "largest")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for group in found["groups"]:
+        errors = [group["median_error"], group["largest_error"]]
+        table.add_row(
+            group["group"],
+            *(str(group[key]) for key in ("n", "determined", "combination", "undetermined")),
+            str(group["precise"]),
+            *("–" if e is None else f"{100 * e:.3g} %" for e in errors),
+        )
+    console.print()
+    console.print(table)
+    gap = "" if found["gap"] is None else f", gap {number(found['gap'])}"
+    console.print(f"rank {found['rank']} of {found['n_analysed']}{gap}")
+    for title, texts in (
+        ("only together", [c["combination"] for c in found["combinations"]]),
+        ("not at all", [u["parameter"] for u in found["undetermined"]]),
+    ):
+        if texts:
+            more = f"  … ({len(texts)} in all)" if len(texts) > LINES_SHOWN else ""
+            console.print(f"[bold]{title}[/bold]  {',  '.join(texts[:LINES_SHOWN])}{more}")
+    console.print()
+    for sentence in found["sentences"]:
+        console.print(sentence)
+    console.print(f"report  [bold]{shown(folder / 'identifiability.html')}[/bold]")
 
 
 def print_report(folder: Path) -> None:

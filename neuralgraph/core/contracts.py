@@ -102,6 +102,31 @@ class Evaluator(Protocol):
         ...
 
 
+class Identifier(Protocol):
+    """What the data determine, and how well: a system's side of ``neuralgraph.identify``.
+
+    Optional: a system without one has no such section in its reports.
+    """
+
+    rtol: float
+    noise_relative: float
+    precise_below: float
+    n_pulse: int
+
+    def problem(self, model: nn.Module, data: Any, truth: Truth | None, *, is_fitted: bool) -> Any:
+        """Parameters, sensitivities of the derivatives and design, as a
+        :class:`neuralgraph.numerics.information.Problem`.
+
+        Args:
+            model: The point of linearisation: as drawn, or fitted.
+            data: The data, with prior and design.
+            truth: Where given, the point of linearisation is the truth instead (asked for by
+                ``identify.at=truth``); ``None`` after training.
+            is_fitted: Whether the model was fitted, so that its residual shows the noise.
+        """
+        ...
+
+
 class Reporter(Protocol):
     """Figures of one system for ``report.html``.
 
@@ -117,4 +142,4 @@ class Reporter(Protocol):
         ...
 
 
-__all__ = ["Dataset", "Evaluator", "Loop", "Objective", "Reporter", "Simulator"]
+__all__ = ["Dataset", "Evaluator", "Identifier", "Loop", "Objective", "Reporter", "Simulator"]

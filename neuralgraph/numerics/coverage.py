@@ -21,6 +21,9 @@ from neuralgraph.numerics.information import Analysis, Equation, Problem
 TWO_SIDED_95 = 1.959963984540054
 """Half-width of a 95 % interval in standard errors."""
 
+SETTLED = 1e-3
+"""Gauss-Newton steps below this many standard errors end a refit."""
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -153,6 +156,7 @@ def _gauss_newton(
 ) -> Tensor | None:
     assert problem.evaluate is not None
     value = problem.parameters.value.double().clone()
+    alone, error = analysis.is_determined(), analysis.standard_error
     for _ in range(n_step):
         predicted, equations = problem.evaluate(value)
         left = (seen - predicted) / sd
@@ -164,6 +168,7 @@ def _gauss_newton(
         value = value + step
         if not bool(torch.isfinite(value).all()):
             return None
-        if float((step / (value.abs() + 1e-300)).abs().max()) < 1e-8:
+        # the next step would move nothing by a visible part of its error
+        if float((step[alone] / error[alone]).abs().max()) < SETTLED:
             return value
     return value

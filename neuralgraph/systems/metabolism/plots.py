@@ -32,7 +32,7 @@ TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
 
 class MetabolismReporter:
-    """Figures for ``report.html``, and ``identifiability.csv`` beside them.
+    """Figures for ``report.html``, and ``identifiability_structure.csv`` beside them.
 
     Without truth, the figures that need none are drawn: dynamics, rate laws, loss.
 
@@ -91,7 +91,7 @@ class MetabolismReporter:
                 if model.has_homeostasis:
                     yield from self._homeostasis(model, data, truth, out, units)
                 yield self._identifiability(gauged, network, data, rows, pair, out)
-                metrics.write_identifiability(rows, folder / "identifiability.csv")
+                metrics.write_identifiability(rows, folder / "identifiability_structure.csv")
             else:
                 yield self._rate_law(model, data, None, None, out, units)
                 if model.has_homeostasis:

@@ -59,7 +59,7 @@ def test_every_figure_is_drawn_titled_and_captioned(tmp_path):
         assert figure.path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert figure.title and not figure.title.endswith(".")
         assert figure.caption.strip().endswith(".")
-    lines = (tmp_path / "run" / "identifiability.csv").read_text().splitlines()
+    lines = (tmp_path / "run" / "identifiability_structure.csv").read_text().splitlines()
     assert len(lines) == 17
 
 
@@ -72,7 +72,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 def test_without_truth_only_figures_that_need_none_are_drawn(tmp_path):
     figures = draw(tmp_path / "run", truth=False)
     assert names(figures) == ["concentrations", "kinograph", "MLP_sub_final", "loss"]
-    assert not (tmp_path / "run" / "identifiability.csv").exists()
+    assert not (tmp_path / "run" / "identifiability_structure.csv").exists()
 
 
 def test_given_stoichiometry_and_homeostasis_bring_their_own_figures(tmp_path):
