@@ -1,15 +1,10 @@
-r"""Rate constants, rate law, homeostasis and metabolite types together, S given.
+"""Rate constants, rate law, homeostasis and metabolite types together, S given.
 
-$\dot c_i = \sum_j S_{ij} k_j \prod_{e \in \mathrm{sub}(j)} f(c_e, s_e) + \alpha_i + \beta_i c_i$.
-With $\log f$ linear in some features of $\log c$ the rates at k = 1 are $\exp(\sum_q \theta_q
-Q_q(c))$. The few $\theta$ are found by Gauss–Newton on what is left once everything linear (k and
-one line of homeostasis for each metabolite) is solved: variable projection. All of it goes through
-normal equations $(S^\top W S) \circ (V^\top V)$, whose size does not depend on the frames.
-
-The power law $f = c^{p s}$ has one feature. Where it does not reach rounding error, a cubic spline
-in log c for each |s| takes its place if that lowers the Bayesian information criterion. Types are
-then the components of a Gaussian mixture of the lines, each with its own measurement covariance;
-their number is the one with the lowest criterion.
+:mod:`~neuralgraph.systems.metabolism.joint_fit` solves from derivatives,
+:mod:`~neuralgraph.systems.metabolism.joint_noise` from noisy concentrations alone. Types are the
+components of a Gaussian mixture of the lines of homeostasis, each with its own measurement
+covariance; their number is the one with the lowest information criterion
+(:mod:`~neuralgraph.systems.metabolism.joint_types`).
 
 Nothing here is drawn at random, and no step is bounded by the clock.
 """
@@ -17,165 +12,29 @@ Nothing here is drawn at random, and no step is bounded by the clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neuralgraph.core.errors import ConfigError
 from neuralgraph.systems.metabolism.joint_data import KineticData, kinetic_data
-from neuralgraph.systems.metabolism.joint_law import SMALLEST_CONCENTRATION, Law, law_slope
+from neuralgraph.systems.metabolism.joint_fit import JointFit, fit_joint
 from neuralgraph.systems.metabolism.joint_networks import set_homeostasis, set_law
-from neuralgraph.systems.metabolism.joint_solver import (
-    Solver,
-    correlated_frames,
-    line_covariance,
-    metabolite_weights,
-)
+from neuralgraph.systems.metabolism.joint_noise import fit_concentrations
+from neuralgraph.systems.metabolism.joint_solver import Solver
 from neuralgraph.systems.metabolism.joint_split import positive_rate_constants
-from neuralgraph.systems.metabolism.joint_types import metabolite_types
+from neuralgraph.systems.metabolism.joint_trajectory import runs_of
+from neuralgraph.systems.metabolism.joint_types import Types, metabolite_types
 
 if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.dataset import MetabolismBatch, MetabolismSpec
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
-EXACT = 1e-9
-"""Relative residual at which a law is exact: only rounding is left to explain."""
-POWERS = tuple(0.25 * n for n in range(1, 13))
-"""Powers the scan starts from."""
-N_CELLS = (16, 32, 64)
-"""Cells of the splines in log c that are tried, coarse to fine."""
-LARGEST_BASIS = 40_000_000
-"""Numbers that the features of a finer spline may take in memory."""
+FIT_TO = ("derivative", "concentration")
 TYPE_TOLERANCE = 1e-3
 """Lines closer than this, relative to the size of all lines, are not told apart."""
-
-
-@dataclass(frozen=True)
-class JointFit:
-    """Result of :func:`fit_joint`.
-
-    Args:
-        law: Substrate function.
-        log_k: log10 rate constants, ``(n_rxn,)``.
-        line: Intercept and slope of each metabolite's homeostasis, ``(n_met, 2)``.
-        covariance: Of (value at ``at``, slope), ``(n_met, 2, 2)``.
-        at: Concentration at which the lines are compared.
-        score: Weighted mean square of what is left, relative to the target's.
-    """
-
-    law: Law
-    log_k: Tensor
-    line: Tensor
-    covariance: Tensor
-    at: float
-    score: float
-
-
-def fit_joint(data: KineticData, *, n_iteration: int = 30, n_some: int = 1024) -> JointFit:
-    """Substrate law, rate constants and homeostatic lines.
-
-    Args:
-        data: Frames and graph.
-        n_iteration: Bound on Gauss–Newton steps.
-        n_some: Frames of the scan over powers and of the splines, evenly spaced.
-
-    Returns:
-        The fit; undetermined rate constants are split as :func:`split_undetermined` says.
-
-    Source:
-        own; variable projection after Golub & Pereyra (1973).
-    """
-    levels = torch.unique(data.order)
-    if not levels.numel():
-        levels = torch.ones(1, dtype=torch.float64)
-    weight = metabolite_weights(data.target)
-    few = data.every(max(1, data.n_frame // n_some))
-    scan = Solver(few, weight)
-    law = Law(torch.ones(1, dtype=torch.float64), None, levels)
-    features = law.features(few)
-    powers = torch.tensor(POWERS, dtype=torch.float64)
-    scores = [scan.solve(scan.rates(p[None], features)).score for p in powers]
-    best = powers[min(range(len(scores)), key=scores.__getitem__)]
-    law = replace(law, theta=best[None].clone())
-    if len(data.order):
-        law = _descend(scan, law, features, n_iteration)
-        score = _score(scan, law, features)
-        if score > EXACT**2:
-            law = _maybe_flexible(scan, law, score, n_iteration)
-        whole = Solver(data, weight)
-        law = _descend(whole, law, law.features(data), 4)
-    whole = Solver(data, weight)
-    v = whole.rates(law.theta, law.features(data))
-    fit = whole.solve(v)
-    at = float(data.concentration.mean())
-    covariance = torch.zeros(data.n_met, 2, 2, dtype=torch.float64)
-    if data.has_homeostasis:
-        covariance = line_covariance(whole, v, fit, at)
-    log_k = positive_rate_constants(fit).log10()
-    return JointFit(law, log_k, fit.line, covariance, at, fit.score)
-
-
-def _score(solver: Solver, law: Law, features: Sequence[Tensor]) -> float:
-    return solver.solve(solver.rates(law.theta, features)).score
-
-
-def _descend(solver: Solver, law: Law, features: Sequence[Tensor], n_iteration: int) -> Law:
-    """Damped Gauss–Newton in theta; a step that does not lower the score is halved."""
-    v = solver.rates(law.theta, features)
-    fit = solver.solve(v)
-    for _ in range(n_iteration):
-        step = solver.step(fit, v, features)
-        size, is_better = 1.0, False
-        for _ in range(8):
-            theta = law.theta + size * step
-            v_new = solver.rates(theta, features)
-            new = solver.solve(v_new)
-            if new.score < fit.score:
-                is_better = True
-                break
-            size /= 2
-        if not is_better:
-            break
-        gain = 1 - new.score / fit.score
-        law, v, fit = replace(law, theta=theta), v_new, new
-        if gain < 1e-3 or fit.score < 1e-28:
-            break
-    return law
-
-
-def _maybe_flexible(solver: Solver, law: Law, score: float, n_iteration: int) -> Law:
-    """Splines in place of the power law, and ever finer ones, where the criterion asks for them."""
-    data = solver.data
-    log_c = data.concentration.clamp_min(SMALLEST_CONCENTRATION).log()
-    values = log_c[:, torch.unique(data.met_sub)].flatten()
-    low, high = float(values.min()), float(values.max())
-    low, high = min(low, 0.0) - 1e-6, max(high, 0.0) + 1e-6
-    n_theta = 1
-    for n_cell in N_CELLS:
-        n_new = int(law.levels.numel()) * (n_cell + 2)
-        if n_new * data.n_frame * data.n_rxn > LARGEST_BASIS and n_theta > 1:
-            break
-        # sum_b centre_b B_b(x) = x exactly, and smooth functions are near their own values there
-        centre = low + (high - low) / n_cell * (torch.arange(n_cell + 3).double() - 1)
-        inside = centre.clamp(low, high)
-        theta = [
-            law.log_value(inside, n) + law_slope(law, level) * (centre - inside)
-            for n, level in enumerate(law.levels)
-        ]
-        finer = Law(torch.cat(theta), (low, high, n_cell), law.levels)
-        features = finer.features(data)
-        finer = _descend(solver, finer, features, n_iteration)
-        fit = solver.solve(solver.rates(finer.theta, features))
-        n = data.target.numel() / float(correlated_frames(fit.left).mean())
-        gain = n * math.log(score / max(fit.score, 1e-300))
-        if gain <= (n_new - n_theta) * math.log(max(n, 2.0)):
-            break
-        law, score, n_theta = finer, fit.score, n_new
-        if score <= EXACT**2:
-            break
-    return law
 
 
 def type_tolerance(data: KineticData, fit: JointFit) -> Tensor:
@@ -187,6 +46,57 @@ def type_tolerance(data: KineticData, fit: JointFit) -> Tensor:
     return torch.maximum(TYPE_TOLERANCE * size, floor).clamp_min(1e-30)
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What :func:`set_model` did.
+
+    Args:
+        said: Numbers for the log: ``residual`` (relative root mean square of dc/dt) or ``noise``
+            (standard deviation of the errors of log c), ``power`` where the law is one,
+            ``n_types``, and ``error_MLP_sub`` and ``error_MLP_node``, relative errors of fit.
+        errors: See :func:`standard_errors`.
+    """
+
+    said: dict[str, float]
+    errors: dict[str, Tensor]
+
+
+def standard_errors(
+    fit: JointFit, types: Types | None, type_covariance: Tensor | None
+) -> dict[str, Tensor]:
+    """Standard errors of a solution, as ``session.store["standard_errors"]`` holds them.
+
+    Args:
+        fit: The solution.
+        types: Types of the metabolites, or ``None``.
+        type_covariance: Of (value at ``fit.at``, slope) of each type, ``(n_type, 2, 2)``; by
+            default that of the mean of independent lines.
+
+    Returns:
+        ``log_k`` of log10 k ``(n_rxn,)``, infinite where only a combination is determined; with
+        homeostasis also ``type_slope`` and ``type_offset`` (value at c = 0) with their standard
+        errors ``type_slope_error`` and ``type_offset_error``, ``(n_type,)``, and ``type_of``, the
+        likeliest type of each metabolite ``(n_met,)``.
+    """
+    result = {"log_k": fit.deviation}
+    if types is None:
+        return result
+    if type_covariance is None:
+        precision = torch.linalg.inv(fit.covariance + 1e-30 * torch.eye(2, dtype=torch.float64))
+        total = torch.einsum("nt,nij->tij", types.posterior, precision)
+        type_covariance = torch.linalg.inv(total)
+    at_zero = torch.tensor([1.0, -fit.at], dtype=torch.float64)
+    variance = torch.einsum("i,tij,j->t", at_zero, type_covariance, at_zero)
+    return {
+        **result,
+        "type_slope": types.mean[:, 1],
+        "type_slope_error": type_covariance[:, 1, 1].clamp_min(0).sqrt(),
+        "type_offset": types.mean @ at_zero,
+        "type_offset_error": variance.clamp_min(0).sqrt(),
+        "type_of": types.posterior.argmax(1),
+    }
+
+
 @torch.no_grad()
 def set_model(
     model: Metabolism_Propagation,
@@ -194,41 +104,65 @@ def set_model(
     batch: MetabolismBatch,
     *,
     max_types: int,
-) -> dict[str, float]:
+    fit_to: str = "derivative",
+) -> Solution:
     """Solve jointly and leave the result in ``log_k``, ``MLP_sub``, ``MLP_node`` and ``a``.
 
-    The rate constants are solved once more with what the two networks have become, so that their
-    small errors of fit are compensated as far as k can.
+    The rate constants are adjusted to what the two networks have become, so that their small
+    errors of fit are compensated as far as k can.
 
     Args:
         model: A mass-action model whose S is given; changed in place.
         spec: What is given.
         batch: Every training frame.
         max_types: Largest number of metabolite types considered.
+        fit_to: ``derivative``: explain dc/dt; ``concentration``: follow the concentrations, whose
+            errors are proportional to them, and read no derivative.
 
-    Returns:
-        ``residual`` (relative root mean square before the networks), ``power`` (where the law is
-        one), ``n_types``, and ``error_MLP_sub`` and ``error_MLP_node``, relative errors of fit.
+    Raises:
+        ConfigError: an unknown ``fit_to``.
     """
+    if fit_to not in FIT_TO:
+        raise ConfigError(f"loop.fit_to must be one of {', '.join(FIT_TO)}; got '{fit_to}'")
     data = kinetic_data(model, spec, batch)
-    fit = fit_joint(data)
-    said = {"residual": math.sqrt(fit.score)}
+    types, spread = None, None
+    if fit_to == "derivative":
+        fit = fit_joint(data)
+        said = {"residual": math.sqrt(fit.score)}
+        if model.has_homeostasis:
+            value = fit.line[:, 0] + fit.line[:, 1] * fit.at
+            types = metabolite_types(
+                torch.stack([value, fit.line[:, 1]], dim=1),
+                fit.covariance,
+                smallest=type_tolerance(data, fit),
+                max_types=max_types,
+            )
+    else:
+        known = None
+        if model.input_mode == "additive" and batch.inputs is not None:
+            known = batch.inputs.detach().double().cpu()
+        time, run, frame = (x.detach().cpu() for x in (batch.time, batch.run, batch.frame))
+        runs = runs_of(run, frame)
+        noisy = fit_concentrations(data, time.double(), runs, known, max_types=max_types)
+        fit, types, spread = noisy.joint, noisy.types, noisy.type_covariance
+        said = {"noise": math.sqrt(fit.score), "n_iterations": float(noisy.n_iteration)}
+        data = replace(data, concentration=noisy.u.exp())
+        batch = replace(batch, concentration=data.concentration.to(batch.concentration))
     if fit.law.power is not None:
         said["power"] = fit.law.power
     said["error_MLP_sub"] = set_law(model, data, fit.law)
-    if model.has_homeostasis:
-        value = fit.line[:, 0] + fit.line[:, 1] * fit.at
-        types = metabolite_types(
-            torch.stack([value, fit.line[:, 1]], dim=1),
-            fit.covariance,
-            smallest=type_tolerance(data, fit),
-            max_types=max_types,
-        )
+    if types is not None:
         said["n_types"] = float(types.mean.shape[0])
         said["error_MLP_node"] = set_homeostasis(model, data, types, at=fit.at)
-    log_k = rate_constants(data, *_parts_at_unit_k(model, batch))
+    v, h = _parts_at_unit_k(model, batch)
+    if fit_to == "derivative":
+        log_k = rate_constants(data, v, h)
+    else:  # the amplitude of each rate, in place of a second fit
+        exact = Solver(data, torch.ones(data.n_met)).rates(fit.law.theta, fit.law.features(data))
+        ratio = (exact * v).sum(0) / v.square().sum(0).clamp_min(1e-300)
+        log_k = fit.log_k + ratio.clamp_min(1e-300).log10()
     model.log_k.copy_(log_k)
-    return said
+    return Solution(said, standard_errors(fit, types, spread))
 
 
 def rate_constants(data: KineticData, v: Tensor, homeostasis: Tensor) -> Tensor:

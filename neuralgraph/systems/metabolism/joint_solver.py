@@ -215,3 +215,29 @@ def line_covariance(solver: Solver, v: Tensor, fit: LinearFit, at: float) -> Ten
     known = determined(null_space_of_gram(fit.gram, rtol=NULL))[n:].view(2, -1).all(0)
     covariance[~known] += 1e6 * torch.eye(2, dtype=torch.float64)
     return covariance
+
+
+def standard_errors(solver: Solver, v: Tensor, fit: LinearFit) -> Tensor:
+    """Standard errors of a solution, in the order of its normal equations.
+
+    As in :func:`line_covariance` each metabolite's errors have a size and a correlation in time of
+    their own (sandwich). The law counts as known.
+
+    Args:
+        solver: The solver that found it.
+        v: Rates at k = 1 at every frame, ``(n_frame, n_rxn)``.
+        fit: The solution.
+
+    Returns:
+        Of ``[k, intercepts, slopes]`` (k alone without homeostasis), infinite where the data
+        determine combinations only.
+
+    Source:
+        Huber (1967); Newey & West (1987).
+    """
+    error = fit.left.square().mean(0) * correlated_frames(fit.left)
+    middle = solver.gram(solver.data.averaged(v), solver.weight.square() * error)
+    bread = fit.inverse(torch.eye(fit.gram.shape[0], dtype=fit.gram.dtype))
+    variance = ((bread @ middle) * bread).sum(1).clamp_min(0)
+    is_known = determined(null_space_of_gram(fit.gram, rtol=NULL))
+    return torch.where(is_known, variance.sqrt(), torch.full_like(variance, float("inf")))

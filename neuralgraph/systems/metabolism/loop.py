@@ -16,6 +16,7 @@ from neuralgraph.systems.metabolism.start import closed_form_start
 from neuralgraph.training.session import Session
 
 STARTS = ("closed_form", "random")
+FIT_TO = ("derivative", "concentration")
 S_KNOBS_LOOP = ("learning_rate_S_start", "clip_S")
 S_KNOBS_LOSS = ("coeff_S_L1", "coeff_S_L2", "coeff_S_integer", "coeff_mass_conservation")
 """Keys that act on the gradient of S only."""
@@ -27,6 +28,7 @@ def data_train_metabolism(
     start: str,
     max_coefficient: Count,
     max_types: Count,
+    fit_to: str,
     n_epochs: Natural,
     batch_size: Count,
     n_batches: Count,
@@ -50,6 +52,8 @@ def data_train_metabolism(
         start: ``closed_form``, or ``random`` to descend from the model's own start.
         max_coefficient: Largest stoichiometric coefficient the integer search considers.
         max_types: Largest number of metabolite types considered (S given, with homeostasis).
+        fit_to: What the closed-form solution with given S explains: ``derivative`` (exact, or good
+            estimates), or ``concentration`` (noisy; no derivative is read then).
         n_epochs: Epochs of the gradient phase; 0 leaves it out.
         batch_size: Frames of a batch.
         n_batches: Batches of an epoch.
@@ -64,7 +68,9 @@ def data_train_metabolism(
     """
     settled: tuple[str, ...] = ()
     if start == "closed_form":
-        settled = closed_form_start(session, max_coefficient=max_coefficient, max_types=max_types)
+        settled = closed_form_start(
+            session, max_coefficient=max_coefficient, max_types=max_types, fit_to=fit_to
+        )
     if not n_epochs:
         return
     rates = learning_rates(
@@ -89,7 +95,15 @@ def refuse(config: Mapping[str, Any]) -> None:
     loop, prior, model = config["loop"], config["prior"], config["model"]
     if loop["start"] not in STARTS:
         raise ConfigError(f"loop.start must be one of {', '.join(STARTS)}; got '{loop['start']}'")
+    if loop["fit_to"] not in FIT_TO:
+        raise ConfigError(f"loop.fit_to must be one of {', '.join(FIT_TO)}; got '{loop['fit_to']}'")
     _refuse_dead_knobs(config)
+    is_solved = loop["start"] == "closed_form" and prior.get("stoichiometry", False)
+    if loop["fit_to"] == "concentration" and not is_solved:
+        raise ConfigError(
+            "loop.fit_to=concentration acts on the joint solution only: set "
+            "loop.start=closed_form and prior.stoichiometry=true, or loop.fit_to=derivative"
+        )
     if loop["start"] == "random":
         return
     instead = "use loop.start=random or loop=metabolism_adam"

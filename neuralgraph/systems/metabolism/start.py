@@ -111,7 +111,7 @@ def _decode_integers(
                 n_anneal=session.budget.rounds(20),
                 n_sharpen=int(10 * session.budget.search),
                 noise=noise if noisy else None,
-                noisy_rounds=session.budget.rounds(4),
+                noisy_rounds=session.budget.rounds(2),
             )
             _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
             low, high = LOG_K_RANGE

@@ -87,7 +87,7 @@ def slopes(model, data, types):
 def test_rate_constants_homeostasis_and_types_come_back_together(seed):
     data, truth = simulated(seed)
     model = model_for(data)
-    said = set_model(model, data.spec, data.train, max_types=8)
+    said = set_model(model, data.spec, data.train, max_types=8).said
     found = identifiable(data, truth)
     error = (model.log_k.detach() - truth.parameters["log_k"]).abs()
     assert float(error[found.k].max()) < 1e-4
@@ -114,7 +114,7 @@ def test_rate_constants_homeostasis_and_types_come_back_together(seed):
 def test_the_number_of_types_is_found(rate, baseline):
     data, truth = simulated(4, rate, baseline)
     model = model_for(data)
-    said = set_model(model, data.spec, data.train, max_types=8)
+    said = set_model(model, data.spec, data.train, max_types=8).said
     assert said["n_types"] == len(rate)
     slope, _ = slopes(model, data, truth.parameters["metabolite_type"])
     torch.testing.assert_close(slope, -f64(*rate), rtol=0.01, atol=1e-6)
@@ -143,6 +143,7 @@ def test_the_gradient_phase_does_not_raise_the_loss_and_moves_every_kind_of_para
         start="closed_form",
         max_coefficient=2,
         max_types=8,
+        fit_to="derivative",
         n_epochs=4,
         batch_size=64,
         n_batches=20,
@@ -165,7 +166,7 @@ def test_a_plain_substrate_network_and_single_precision_are_served_too():
     data, truth = simulated(7)
     found = identifiable(data, truth)
     plain = model_for(data, substrate_form="plain")
-    said = set_model(plain, data.spec, data.train, max_types=8)
+    said = set_model(plain, data.spec, data.train, max_types=8).said
     assert said["error_MLP_sub"] < 1e-3
     assert float((plain.log_k.detach() - truth.parameters["log_k"]).abs()[found.k].median()) < 5e-3
     single = data.astype(torch.float32)
