@@ -1,0 +1,125 @@
+"""The curriculum of the document, and a single stage, as loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuralgraph.core.bounds import Count, Natural, Positive
+from neuralgraph.core.errors import ConfigError
+from neuralgraph.training.session import Phase, Session
+
+N_SMOKE_SHARE = 8
+STAGE_KEYS = {"name", "n_gene", "n_epochs", "tau", "factors", "rate"}
+
+
+def curriculum(
+    session: Session,
+    *,
+    stages: list[dict[str, Any]],
+    learning_rate: Positive,
+    batch_size: Count,
+    clip_norm: Positive,
+    n_warmup: Natural,
+    weight_of_epochs: dict[str, float],
+) -> None:
+    """Stage after stage, each row of the model by itself; within a stage the rate warms up, then
+    falls along a cosine, step by step.
+
+    The document's stages: 1 circuits of two genes; 2 up to three; 3 every size, with the
+    contrastive loss; 4 with the loss on dynamics, at the final temperature. Its stage 5
+    (exploration with the oracle's reward) trains a generator and belongs to the ``design`` verb.
+
+    Features that hold no parameters are computed once for each temperature, not in each epoch.
+
+    Args:
+        session: The session to train.
+        stages: For each: ``name``; ``n_gene``, the largest circuits; ``n_epochs``; ``tau``, the
+            inverse temperature; ``factors`` on the loss terms; ``rate``, a factor on the learning
+            rate.
+        learning_rate: Highest rate.
+        batch_size: Circuits in a batch.
+        clip_norm: Largest norm of a row's gradient.
+        n_warmup: Steps of the linear warm-up of each stage.
+        weight_of_epochs: Factor on ``n_epochs`` by row.
+    """
+    check_stages(stages)
+    everything, objective = session.data, session.objective
+    if session.budget.max_steps is not None:  # a smoke run: describing circuits takes time too
+        everything = everything.thinned(session.budget.max_steps * batch_size // N_SMOKE_SHARE)
+    rows = list(session.model.rows)
+    described: dict[float, Any] = {}
+    for row in rows:
+        share = weight_of_epochs.get(row, 1.0)
+        for stage in stages:
+            n_epochs = session.budget.epochs(max(1, round(stage["n_epochs"] * share)))
+            tau = float(stage["tau"])
+            session.model.set_tau(tau)
+            if tau not in described:
+                described = {tau: everything.described(session.model.describe, session.model.key)}
+            session.data = described[tau].up_to(int(stage["n_gene"]))
+            session.objective = objective.scaled(stage["factors"])
+            rate = learning_rate * float(stage["rate"])
+            n_batch = math.ceil(session.data.train.numel() / batch_size)
+            n_step = n_epochs * session.budget.steps(n_batch)
+            prefix = f"rows.{row}"
+            with session.phase(
+                f"{stage['name']} {row}", train={prefix: rate}, clip={prefix: clip_norm}
+            ) as phase:
+                for epoch in phase.epochs(n_epochs):
+                    done = epoch * (n_step // max(n_epochs, 1))
+                    for at, batch in enumerate(session.batches(batch_size)):
+                        set_rate(phase, schedule(done + at, n_step, n_warmup))
+                        session.step(batch)
+    session.objective = objective
+    session.data = described[float(stages[-1]["tau"])]
+
+
+def schedule(step: int, n_step: int, n_warmup: int) -> float:
+    """Factor on the learning rate: linear warm-up, then half a cosine down to 0.
+
+    >>> [round(schedule(k, 8, 2), 3) for k in (0, 1, 2, 5, 7)]
+    [0.5, 1.0, 1.0, 0.5, 0.067]
+    """
+    n_warmup = min(n_warmup, n_step // 2)
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    part = (step - n_warmup) / max(1, n_step - n_warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def set_rate(phase: Phase, factor: float) -> None:
+    """Set each group's rate to a factor of its rate at the start."""
+    assert phase.optimizer is not None
+    for group, rate in zip(phase.optimizer.param_groups, phase.rates, strict=True):
+        group["lr"] = rate * factor
+
+
+def check_stages(stages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse stages with missing or unknown keys.
+
+    Raises:
+        ConfigError: no stage, or one that cannot work.
+    """
+    if not stages:
+        raise ConfigError("loop.stages is empty: give at least one stage")
+    for at, stage in enumerate(stages):
+        if set(stage) != STAGE_KEYS:
+            wrong = sorted(STAGE_KEYS ^ set(stage))
+            raise ConfigError(
+                f"loop.stages[{at}] must have the keys {sorted(STAGE_KEYS)}; these are missing or "
+                f"too many: {', '.join(wrong)}"
+            )
+        if not float(stage["tau"]) > 0 or int(stage["n_gene"]) < 1 or int(stage["n_epochs"]) < 0:
+            raise ConfigError(
+                f"loop.stages[{at}] needs tau > 0, n_gene >= 1 and n_epochs >= 0, got {dict(stage)}"
+            )
+
+
+def refuse(config: Mapping[str, Any]) -> None:
+    """Refuse stages that cannot work, before anything is simulated."""
+    check_stages(config["loop"]["stages"])
+
+
+curriculum.refuse = refuse  # type: ignore[attr-defined]  # the pipeline asks for it
