@@ -132,7 +132,7 @@ def recover_stoichiometry(
     n_sharpen: int = 10,
     noise: Any = None,
     noisy_degree: Sequence[int] = (6, 5, 4),
-    noisy_rounds: int = 4,
+    noisy_rounds: int = 2,
     log: Log | None = None,
 ) -> Recovered:
     r"""Recover integer coefficients, rate constants and the rate law.
@@ -287,7 +287,7 @@ def decode(
     n_sharpen: int,
     noise: Any = None,
     noisy_degree: Sequence[int] = (6, 5, 4),
-    noisy_rounds: int = 4,
+    noisy_rounds: int = 2,
     log: Log | None = None,
 ) -> Decoded:
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`."""
@@ -312,7 +312,9 @@ def decode(
         decoder, prior, k_range, n_scan, n_start, noise if noisy else None, say
     )
     best = (np.inf, theta, belief)
-    for level in np.geomspace(max(2e-3, least), max(3e-5, 0.5 * least), n_anneal):
+    # the few frames of this step cannot tell more than the noise lets them
+    n_level = max(2, n_anneal // 3) if noisy else n_anneal
+    for level in np.geomspace(max(2e-3, least), max(3e-5, 0.5 * least), n_level):
         decoder.set_rates(decoder.polynomial_rates(theta))
         belief = decoder.sweep(belief, level, k_range=k_range)
         if (value := decoder.hard_misfit(belief)) < best[0]:
