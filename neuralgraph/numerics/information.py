@@ -42,6 +42,11 @@ STATUSES = (DETERMINED, COMBINATION, UNDETERMINED)
 SMALLEST_GAP = 1e2
 """Below this ratio between the smallest kept and the largest dropped singular value, the rank is a
 matter of the tolerance and the report says so."""
+LARGEST_SVD = 1200
+"""Entangled parameters up to which one singular value decomposition is taken; beyond, the Gram
+matrix with its small directions decided anew."""
+SUSPICIOUS = 1e-4
+"""Relative singular value below which a direction found through a Gram matrix is decided anew."""
 MOST_TERMS = 6
 """Terms of a combination written out."""
 
@@ -510,15 +515,41 @@ def _decompose(factor: Tensor, rtol: float) -> tuple[NullSpace, Tensor]:
     longest = float(length.max()) if length.numel() else 0.0
     length = torch.where(length > ZERO_COLUMN * longest, length, torch.zeros_like(length))
     inverse = torch.where(length > 0, 1 / length.clamp_min(1e-300), torch.zeros_like(length))
-    scaled = triangular(factor * inverse)
     n = factor.shape[1]
-    if scaled.shape[0] == 0 or longest == 0:
+    if factor.shape[0] == 0 or longest == 0:
         space = NullSpace(torch.eye(n).double(), length, torch.zeros(0).double(), rtol)
         return space, torch.zeros(n, 0).double()
-    _, values, right = torch.linalg.svd(scaled, full_matrices=True)
+    scaled = factor * inverse
+    if n > LARGEST_SVD:
+        return _decompose_large(scaled, length, rtol)
+    _, values, right = torch.linalg.svd(triangular(scaled), full_matrices=True)
     rank = int((values > rtol * values[0]).sum())
     basis = right[rank:].T.contiguous()
     return NullSpace(basis, length, values, rtol), right[:rank].T.contiguous()
+
+
+def _decompose_large(scaled: Tensor, length: Tensor, rtol: float) -> tuple[NullSpace, Tensor]:
+    """The same through the Gram matrix, several times faster.
+
+    A Gram matrix hides singular values below about 1e-7 of the largest. The directions it calls
+    small (below 1e-4) are decided by the singular values of their image under the factor itself
+    (Rayleigh-Ritz), at full precision.
+    """
+    values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+    singular = values.clamp_min(0).sqrt()
+    small = singular <= SUSPICIOUS * singular[-1]
+    sure = singular[~small].flip(0)
+    kept = vectors[:, ~small].flip(1)
+    candidate = vectors[:, small]
+    image = triangular(scaled @ candidate)
+    _, low, right = torch.linalg.svd(image, full_matrices=True)
+    padded = torch.zeros(candidate.shape[1], dtype=torch.float64)
+    padded[: low.numel()] = low
+    n_more = int((padded > rtol * singular[-1]).sum())
+    turned = candidate @ right.T
+    kept = torch.cat([kept, turned[:, :n_more]], 1)
+    basis = turned[:, n_more:].contiguous()
+    return NullSpace(basis, length, torch.cat([sure, padded]), rtol), kept
 
 
 def _root_covariance(part: Component, ratio: Tensor) -> Tensor:

@@ -153,6 +153,23 @@ def test_values_that_are_not_finite_and_noise_that_is_not_positive_are_refused()
         analyse(broken, unit(broken), rtol=1e-8)
 
 
+def test_the_way_for_many_parameters_gives_the_same_answer(monkeypatch):
+    from neuralgraph.numerics import information
+
+    a = torch.randn(60, 9, generator=generator(20), dtype=F64)
+    a[:, 1] = a[:, 0] - 2 * a[:, 2]
+    a[:, 4] = a[:, 3] + 1e-6 * a[:, 4]  # small, and determined
+    a[:, 8] = 0
+    problem = regression(a, torch.ones(9, dtype=F64))
+    one = analyse(problem, unit(problem), rtol=1e-9)
+    monkeypatch.setattr(information, "LARGEST_SVD", 1)
+    two = analyse(problem, unit(problem), rtol=1e-9)
+    assert one.status == two.status and one.rank == two.rank == 7
+    assert torch.allclose(one.spectrum, two.spectrum, atol=1e-12)
+    assert torch.allclose(one.standard_error, two.standard_error, rtol=1e-5, equal_nan=True)
+    assert [c.text for c in one.combinations] == [c.text for c in two.combinations]
+
+
 def test_reduced_rows_span_the_same_space_with_leading_ones():
     m = torch.randn(3, 6, generator=generator(5), dtype=F64)
     reduced = reduced_rows(m)
