@@ -10,18 +10,22 @@ lowers the objective. A change of a role or of the support is a change of the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from neuralgraph.systems.metabolism.recovery import Decoded
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem
-from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
+from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw, collocation
 from neuralgraph.systems.metabolism.recovery_messages import (
     LEAST_VARIANCE,
+    LOWEST,
     Belief,
     StoichiometryDecoder,
 )
+from neuralgraph.systems.metabolism.recovery_sharpen import settle
 
 Array = np.ndarray
 
@@ -294,3 +298,202 @@ class ColumnDecoder(StoichiometryDecoder):
         on = size != 0
         total = np.bincount(self.rxn[on], belief.mean[on] / size[on], self.n_rxn)
         return total / np.maximum(np.bincount(self.rxn[on], minlength=self.n_rxn), 1)
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReactionAnswer:
+    """What is believed about one reaction.
+
+    Attributes:
+        met: Metabolites, ``(n_edge,)``.
+        value: Signed coefficients, ``(n_edge,)``, 0 where a candidate takes no part.
+        substrates: Metabolites that drive it.
+        sizes: Their coefficients in the rate law.
+    """
+
+    met: Array
+    value: Array
+    substrates: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RecoveredNetwork:
+    """A network recovered without its roles or its support.
+
+    Attributes:
+        met_sub, rxn_sub, sto_sub: Substrate edges and their coefficients in the rate law.
+        met_all, rxn_all, sto_all: Edges with a net change, and their signed coefficients.
+        log_k: log10 of the rate constants, ``(n_rxn,)``.
+        confidence: Log evidence between each ``all`` edge and the best column that differs there.
+        relative_residual: rms residual over rms derivative on all frames, ``(n_met,)``.
+        objective: Mean log squared relative residual on the frames used; lower is better.
+    """
+
+    met_sub: Array
+    rxn_sub: Array
+    sto_sub: Array
+    met_all: Array
+    rxn_all: Array
+    sto_all: Array
+    log_k: Array
+    confidence: Array
+    relative_residual: Array
+    objective: float
+
+    def matrix(self, n_met: int) -> Array:
+        """S, ``(n_met, n_rxn)``."""
+        s = np.zeros((n_met, len(self.log_k)))
+        s[self.met_all, self.rxn_all] = self.sto_all
+        return s
+
+
+def answers_of(problem: RecoveryProblem, found: Decoded) -> list[ReactionAnswer]:
+    """The columns that a decoding ended with."""
+    decoder = found.decoder
+    value, inside = decoder.coefficients(found.pattern)
+    value = (value * decoder.sign).astype(np.int64)
+    if isinstance(decoder, ColumnDecoder):
+        substrates = decoder.substrates_of(found.pattern)
+    else:
+        substrates = [tuple(problem.met_sub[e].tolist()) for e in decoder.sub_edges]
+    answers = []
+    for j, (subs, sizes) in enumerate(zip(substrates, inside, strict=True)):
+        edges = np.flatnonzero(decoder.rxn == j)
+        order = sorted(zip(subs, sizes, strict=True))
+        subs, sizes = tuple(int(m) for m, _ in order), tuple(int(s) for _, s in order)
+        answers.append(ReactionAnswer(decoder.met[edges], value[edges], subs, sizes))
+    return answers
+
+
+def relative_residual(problem: RecoveryProblem, found: Decoded) -> Array:
+    """Residual over derivative, root mean squares over all frames, ``(n_met,)``."""
+    decoder = found.decoder
+    shape = decoder.pattern_shape[np.arange(problem.n_rxn), found.pattern]
+    value, _ = decoder.coefficients(found.pattern)
+    s = np.zeros((problem.n_met, problem.n_rxn))
+    s[decoder.met, decoder.rxn] = value * decoder.sign
+    rate = found.k[:, None] * found.law(problem.concentration.T, shape)
+    left = problem.dx_dt - (s @ rate).T
+    rms = np.sqrt((problem.dx_dt**2).mean(0))
+    return np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
+
+
+def network_of(problem: RecoveryProblem, found: Decoded) -> RecoveredNetwork:
+    """The answer of a decoding as a network."""
+    decoder = found.decoder
+    value, _ = decoder.coefficients(found.pattern)
+    value = (value * decoder.sign).astype(np.int64)
+    on = value != 0
+    answers = answers_of(problem, found)
+    count = [len(a.substrates) for a in answers]
+    return RecoveredNetwork(
+        met_sub=np.array([m for a in answers for m in a.substrates], dtype=np.int64),
+        rxn_sub=np.repeat(np.arange(problem.n_rxn), count),
+        sto_sub=np.array([s for a in answers for s in a.sizes], dtype=np.int64),
+        met_all=decoder.met[on],
+        rxn_all=decoder.rxn[on],
+        sto_all=value[on],
+        log_k=np.log10(found.k),
+        confidence=decoder.confidence(found.pattern, found.noise, found.k)[on],
+        relative_residual=relative_residual(problem, found),
+        objective=found.objective,
+    )
+
+
+def go_on(
+    problem: RecoveryProblem,
+    columns: Sequence[Column],
+    found: Decoded,
+    *,
+    rng: np.random.Generator,
+    sharp_degree: Sequence[int],
+    max_frames: int,
+    n_round: int,
+    log: Callable[[str], None],
+) -> Decoded:
+    """Search again from an answer, with other candidates.
+
+    Args:
+        problem: Data.
+        columns: Candidates; the first of each reaction is its present answer.
+        found: The present answer, with networks as its law; these are moved.
+        rng: Source of the sampling points.
+        sharp_degree: See :func:`~neuralgraph.systems.metabolism.recovery.recover_stoichiometry`.
+        max_frames: Frames used.
+        n_round: Rounds at most.
+        log: Called with one line of text per round.
+    """
+    assert found.net is not None
+    wide = ColumnProblem.of(problem, columns)
+    poly = PolynomialLaw(wide.max_substrates, wide.max_coefficient, sharp_degree)
+    net = found.net.on(collocation(poly, wide.center, wide.half_width, rng))
+    frames = wide.frames(max_frames)
+    decoder = wide.decoder(poly, frames, tie_substrates=True)
+    c = wide.concentration[frames].T
+    first = np.zeros(wide.n_rxn, dtype=int)
+    belief = decoder.start(0.0, 1.0)
+    value, _ = decoder.coefficients(first)
+    belief.mean = value * found.k[decoder.rxn]
+    decoder.set_rates(net.rates(c, decoder))
+    end = settle(decoder, c, net, belief, found.k_range, n_round, log)
+    decoder.set_rates(net.rates(c, decoder))
+    return Decoded(
+        lambda c, shape: net.rates(c, decoder, shape),
+        decoder,
+        end.pattern,
+        np.clip(end.k, *found.k_range),
+        np.maximum(end.residual, LOWEST * decoder.rms**2),
+        end.objective,
+        found.k_range,
+        net,
+    )
+
+
+def column_of(
+    answer: ReactionAnswer,
+    alternatives: Sequence[tuple[tuple[int, ...], Array, Array]],
+    max_coefficient: int,
+) -> Column:
+    """Candidates of one reaction, its present answer first.
+
+    Args:
+        answer: The present answer.
+        alternatives: ``(substrates, products, optional)``: every integer on the substrates (tied to
+            the rate law) and on the products; an optional product may be absent.
+        max_coefficient: Largest integer.
+    """
+    met = np.unique(np.concatenate([answer.met, *[np.r_[s, p] for s, p, _ in alternatives]]))
+    met = met.astype(int)
+    place = {int(m): q for q, m in enumerate(met)}
+    values = range(1, max_coefficient + 1)
+    rate: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    rows: dict[tuple[int, ...], int] = {}
+    value = np.zeros(len(met), dtype=int)
+    value[[place[int(m)] for m in answer.met]] = answer.value
+    rows[(*value.tolist(), rate.setdefault((answer.substrates, answer.sizes), 0))] = 0
+    for substrates, products, optional in alternatives:
+        choice = [(0, *values) if free else tuple(values) for free in optional]
+        for sizes in itertools.product(values, repeat=len(substrates)):
+            key = (tuple(int(m) for m in substrates), tuple(int(s) for s in sizes))
+            code = rate.setdefault(key, len(rate))
+            for made in itertools.product(*choice):
+                value = np.zeros(len(met), dtype=int)
+                value[[place[int(m)] for m in substrates]] = [-s for s in sizes]
+                value[[place[int(m)] for m in products]] = made
+                rows.setdefault((*value.tolist(), code), len(rows))
+    table = np.array(list(rows))
+    n_product = (table[:, :-1] > 0).sum(1)
+    keep = np.r_[True, n_product[1:] > 0]
+    table = table[keep]
+    return Column(
+        met=met,
+        table=table[:, :-1],
+        rate=tuple(rate),
+        code=table[:, -1],
+        log_prior=np.zeros(len(table)),
+        guess=table[0, :-1].astype(float),
+    )
