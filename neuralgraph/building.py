@@ -22,6 +22,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "budget": (),
     "logger": (),
     "explore": (),
+    "generator": ("task", "random"),
 }
 """Arguments the pipeline supplies itself, by config group; a group with any is ``_partial_``."""
 

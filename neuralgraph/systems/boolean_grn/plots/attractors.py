@@ -14,6 +14,7 @@ from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
 from neuralgraph.systems.boolean_grn.network import BooleanNetwork
 from neuralgraph.systems.boolean_grn.plots.drawing import (
     N_GENE_GRAPH,
+    N_STATE_DRAWN,
     draw_attractors,
     draw_circuit,
     draw_trajectory,
@@ -57,9 +58,9 @@ def network_figures(
             circuit = SignedCircuit.from_adjacency(
                 np.where(is_dual, 0, signs).astype(np.int8), network.names
             )
-            side = 4.2 if network.n_gene <= 12 else style.WIDTH
+            side = 4.2 if network.n_gene <= 6 else style.WIDTH
             figure = style.canvas(side, side)
-            draw_circuit(figure.add_subplot(), circuit, size=1.0 if network.n_gene <= 12 else 0.7)
+            draw_circuit(figure.add_subplot(), circuit, size=1.2 if network.n_gene <= 12 else 0.8)
             dual = f" {int(is_dual.sum())} influences with both signs are left out." * bool(
                 is_dual.any()
             )
@@ -73,7 +74,7 @@ def network_figures(
         for update, each in found.items():
             shown, n_column = [], 0
             for attractor in each.attractors:
-                n_column += len(attractor.states)
+                n_column += min(len(attractor.states), N_STATE_DRAWN)
                 if shown and n_column > N_COLUMN_SHOWN:
                     break
                 shown.append(attractor)

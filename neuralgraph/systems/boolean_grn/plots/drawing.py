@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 N_GENE_GRAPH = 8
 """Largest circuit whose states are drawn one by one (256 of them)."""
+N_STATE_DRAWN = 24
+"""States of one attractor that are drawn."""
 
 
 def draw_circuit(ax: Axes, circuit: SignedCircuit, *, size: float = 1.0) -> Axes:
@@ -69,18 +71,18 @@ def draw_circuit(ax: Axes, circuit: SignedCircuit, *, size: float = 1.0) -> Axes
                     zorder=1,
                 )
             )
+    letters = max(2, *(len(name) for name in circuit.names)) if n > 1 else 2
     for gene, name in enumerate(circuit.names):
         ax.add_patch(
             Circle(tuple(place[gene]), node, facecolor="white", edgecolor=style.INK, lw=1.1 * size)
         )
-        letters = max(1, len(name))
         ax.text(
             place[gene][0],
             place[gene][1],
             name,
             ha="center",
             va="center",
-            fontsize=size * min(9.0, 46 * node, 60 * node / letters),
+            fontsize=size * min(9.0, 46 * node, 70 * node / letters),
             zorder=3,
         )
     reach = max(radius, 0.6) + node + 0.46
@@ -322,8 +324,8 @@ def draw_attractors(ax: Axes, names: Sequence[str], attractors: Sequence[Attract
 
     x = 0.0
     for attractor in attractors:
-        n_shown = len(attractor.states)
-        for column, state in enumerate(attractor.states):
+        n_shown = min(len(attractor.states), N_STATE_DRAWN)
+        for column, state in enumerate(attractor.states[:n_shown]):
             for row, is_on in enumerate(state):
                 ax.add_patch(_cell(x + column, len(names) - 1 - row, bool(is_on)))
         more = "…" if attractor.n_state > n_shown else ""
@@ -344,7 +346,7 @@ def draw_attractors(ax: Axes, names: Sequence[str], attractors: Sequence[Attract
             color=style.SOFT,
         )
         x += n_shown + 0.8
-    ax.set(xlim=(-0.3, max(x, 2.0)), ylim=(-0.5, len(names)))
+    ax.set(xlim=(-0.3, max(x, 24.0)), ylim=(-0.5, len(names)))
     ax.set_yticks([len(names) - 0.5 - k for k in range(len(names))], names)
     ax.set_xticks([])
     ax.tick_params(length=0, labelsize=max(3.5, min(8.0, 260 / max(1, len(names)))))
