@@ -23,7 +23,7 @@ def test_adaptive_solution_matches_the_exact_one_within_tolerance():
 
 
 @pytest.mark.parametrize(
-    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)]
+    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4), ("adams", 4)]
 )
 def test_fixed_step_error_falls_with_the_claimed_order(method, order):
     times = torch.linspace(0, 2, 9, dtype=torch.float64)
@@ -44,6 +44,21 @@ def test_rollout_uses_the_time_of_the_stage_and_uneven_grids_per_run():
     times = torch.tensor([[0.0, 0.5, 2.0], [1.0, 1.25, 3.0]], dtype=torch.float64)
     x = rollout(rhs, times[:, :1] ** 3, times, method="rk4")
     assert torch.allclose(x[..., 0], times**3)
+
+
+def test_adams_calls_half_as_often_as_runge_kutta_and_survives_a_change_of_step():
+    calls = {"rk4": 0, "adams": 0}
+    even = torch.linspace(0, 4, 81, dtype=torch.float64)
+    times = torch.cat([even, 4 + 0.1 * torch.arange(1, 21, dtype=torch.float64)])
+    for method in calls:
+
+        def rhs(t, x, method=method):
+            calls[method] += 1
+            return oscillator(t, x)
+
+        x = rollout(rhs, exact(times)[:1], times, method=method)
+        assert float((x[0] - exact(times)).abs().max()) < 1e-4
+    assert calls["adams"] < 0.6 * calls["rk4"]
 
 
 def test_runs_do_not_influence_each_other():

@@ -82,7 +82,7 @@ class MetabolismEvaluator:
         max_coefficient: Largest stoichiometric coefficient the gauge considers (public knowledge
             of the family of networks).
         rtol: Relative tolerance of the null space of the sensitivity.
-        rollout_method: ``euler``, ``midpoint``, ``heun`` or ``rk4``.
+        rollout_method: ``euler``, ``midpoint``, ``heun``, ``rk4`` or ``adams``.
         rollout_n_substep: Steps between two frames.
         cluster_eps: Neighbourhood of DBSCAN on the embeddings.
         cluster_min_samples: Neighbours of a core point of DBSCAN.

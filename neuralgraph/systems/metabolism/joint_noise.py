@@ -50,6 +50,8 @@ POWER_STEP = 0.5
 """Powers are tried at multiples of this."""
 SURE = 0.95
 """Posterior from which a metabolite takes the line of its type."""
+N_POOL = 3
+"""Rounds of pooling."""
 LN10 = math.log(10.0)
 
 
@@ -113,7 +115,11 @@ def fit_concentrations(
         types = metabolite_types(
             line, covariance, smallest=(1e-3 * size).clamp_min(1e-12), max_types=max_types
         )
-        fit, types, spread = pooled(fit, types, at)
+        alone, refined = fit, types
+        for _ in range(N_POOL):  # lines of the doubtful gain from the sure ones
+            fit, types, spread = pooled(alone, refined, at)
+            refined = _judged_again(fit, types, at)
+        types = replace(refined, mean=types.mean)
     line, covariance = _lines(fit, at)
     log_k, deviation = _rate_constants(data, fit)
     joint = JointFit(fit.law, log_k, fit.line, covariance, at, fit.sigma**2, deviation)
@@ -273,6 +279,20 @@ def pooled(fit: TrajectoryFit, types: Types, at: float) -> tuple[TrajectoryFit, 
         spread[p] = change @ of_mean[rows][:, rows] @ change.T
     moved = _stepped(replace(fit, covariance=covariance), step)
     return moved, replace(types, mean=types_mean), spread
+
+
+def _judged_again(fit: TrajectoryFit, types: Types, at: float) -> Types:
+    """Posterior of the metabolites without a sure type, from their lines after the pooling."""
+    line, covariance = _lines(fit, at)
+    posterior = types.posterior.clone()
+    doubtful = (posterior.amax(1) <= SURE).nonzero()[:, 0]
+    share = posterior.mean(0).clamp_min(1e-12).log()
+    for i in doubtful.tolist():
+        away = line[i] - types.mean
+        precision = torch.linalg.inv(covariance[i] + 1e-18 * torch.eye(2, dtype=torch.float64))
+        square = torch.einsum("ti,ij,tj->t", away, precision, away)
+        posterior[i] = (share - 0.5 * square).softmax(0)
+    return replace(types, posterior=posterior)
 
 
 def _rate_constants(data: KineticData, fit: TrajectoryFit) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,8 @@ from neuralgraph.systems.metabolism.joint_solver import correlated_frames, scale
 
 PIECES = (240, 960)
 """Frames of a piece: in the first two iterations, and after them."""
-BIN = 4
-"""Frames that share one Jacobian."""
+BINS = (8, 4)
+"""Frames that share one Jacobian, likewise."""
 LARGEST_STEP = 1.0
 """Of a natural logarithm of k in one iteration."""
 LARGEST_MOVE = 0.5
@@ -242,6 +242,7 @@ def _linearised(
     line: Tensor,
     piece: tuple[int, int],
     extra: Law | None,
+    width: int,
 ) -> tuple[_Piece, Tensor, Tensor]:
     """One piece, and its share of the normal equations of the parameters."""
     first, stop = piece
@@ -274,8 +275,8 @@ def _linearised(
     left = shooting.series.log_c[frames] - here - torch.stack(moves)
     # the same on bins, for every start and parameter at once
     n_par = log_k.numel() + shooting.n_line + len(of_law)
-    nodes = list(range(0, stop - first, BIN))
-    owner = ((torch.arange(stop - first) + (BIN - 1) // 2) // BIN).clamp(max=len(nodes) - 1)
+    nodes = list(range(0, stop - first, width))
+    owner = ((torch.arange(stop - first) + (width - 1) // 2) // width).clamp(max=len(nodes) - 1)
     count = torch.bincount(owner, minlength=len(nodes)).double()
     total = u.new_zeros(len(nodes), n_met).index_add_(0, owner, left)
     state = torch.cat([torch.eye(n_met, dtype=u.dtype), u.new_zeros(n_met, n_par)], 1)
@@ -297,10 +298,10 @@ def _linearised(
         weight[:-1] += 0.5 * step[node:after]
         span = slice(node, after + 1)
         path = (weight[:, None, None] * jacobian[span]).sum(0)
-        state = state.clone()
-        state[:, n_met:] += 0.5 * drive.matrix(shooting, weight, span)
-        state = _propagated(state, path)
-        state[:, n_met:] += 0.5 * drive.matrix(shooting, weight, span)
+        push = 0.5 * drive.matrix(shooting, weight, span)
+        state[:, n_met:] += push
+        state = _propagated(torch.eye(n_met, dtype=u.dtype), path) @ state
+        state[:, n_met:] += push
     solve = scaled_inverse(normal[:n_met, :n_met])
     cross, moment = normal[:n_met, n_met:], right[:n_met]
     reduced = normal[n_met:, n_met:] - cross.T @ solve(cross)
@@ -357,11 +358,11 @@ def fit_trajectories(
     n_par = n_free + law.theta.numel()
     taken = 0
     for taken in range(1, n_iteration + 1):
-        pieces = series.pieces(PIECES[0 if taken <= 2 else 1])
+        stage = 0 if taken <= 2 else 1
         normal, slope = u.new_zeros(n_par, n_par), u.new_zeros(n_par)
         linear: list[_Piece] = []
-        for piece in pieces:
-            one, share, right = _linearised(shooting, u, law, log_k, line, piece, None)
+        for piece in series.pieces(PIECES[stage]):
+            one, share, right = _linearised(shooting, u, law, log_k, line, piece, None, BINS[stage])
             normal += share
             slope += right
             linear.append(one)
@@ -421,7 +422,9 @@ def gain_of_splines(
     normal: Tensor | None = None
     slope: Tensor | None = None
     for piece in series.pieces(PIECES[1]):
-        _, share, right = _linearised(shooting, fit.u, fit.law, fit.log_k, fit.line, piece, splines)
+        _, share, right = _linearised(
+            shooting, fit.u, fit.law, fit.log_k, fit.line, piece, splines, BINS[0]
+        )
         normal = share if normal is None else normal + share
         slope = right if slope is None else slope + right
     assert normal is not None and slope is not None

@@ -70,8 +70,12 @@ def weak_form(
         )
     index = torch.stack([torch.cat(rows), torch.cat(columns)])
     shape = (n_window, data.n_frame)
-    window = torch.sparse_coo_tensor(index, torch.cat(weights), shape).coalesce()
-    moved = torch.sparse_coo_tensor(index, torch.cat(slopes), shape).coalesce()
+    window = torch.sparse_coo_tensor(
+        index, torch.cat(weights), shape, check_invariants=True
+    ).coalesce()
+    moved = torch.sparse_coo_tensor(
+        index, torch.cat(slopes), shape, check_invariants=True
+    ).coalesce()
     target = torch.sparse.mm(moved, data.concentration)
     if known is not None:
         target = target - torch.sparse.mm(window, known)
