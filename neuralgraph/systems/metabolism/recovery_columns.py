@@ -453,10 +453,56 @@ def go_on(
     )
 
 
+def screened(
+    problem: RecoveryProblem,
+    columns: Sequence[Column],
+    found: Decoded,
+    *,
+    sharp_degree: Sequence[int],
+    max_frames: int,
+    keep: int,
+    within: float,
+) -> list[list[tuple[int, ...]]]:
+    """Substrates that come close to, or improve on, the present ones when all k are solved again.
+
+    Args:
+        problem: Data.
+        columns: Every candidate; the first of each reaction is its present answer.
+        found: The present answer, with networks as its law.
+        sharp_degree: As in :func:`go_on`.
+        max_frames: As there.
+        keep: Alternatives of a reaction kept at most.
+        within: Log evidence below the present answer up to which one is kept.
+
+    Returns:
+        For each reaction the alternatives to its present substrates, best first.
+    """
+    assert found.net is not None
+    wide = ColumnProblem.of(problem, columns)
+    frames = wide.frames(max_frames)
+    poly = PolynomialLaw(wide.max_substrates, wide.max_coefficient, sharp_degree)
+    decoder = wide.decoder(poly, frames, tie_substrates=True)
+    assert isinstance(decoder, ColumnDecoder)
+    decoder.set_rates(found.net.rates(wide.concentration[frames].T, decoder))
+    pattern = np.zeros(wide.n_rxn, dtype=int)
+    score = decoder.column_scores(pattern, found.noise, found.k)
+    out = []
+    for j, column in enumerate(columns):
+        best: dict[tuple[int, ...], float] = {}
+        for code, value in zip(column.code, score[j], strict=True):
+            subs = column.rate[int(code)][0]
+            best[subs] = max(best.get(subs, -np.inf), float(value))
+        present = best.pop(column.rate[0][0])
+        close = [s for s in best if best[s] > present - within]
+        out.append(sorted(close, key=lambda s: -best[s])[:keep])
+    return out
+
+
 def column_of(
     answer: ReactionAnswer,
     alternatives: Sequence[tuple[tuple[int, ...], Array, Array]],
     max_coefficient: int,
+    max_products: int | None = None,
 ) -> Column:
     """Candidates of one reaction, its present answer first.
 
@@ -465,6 +511,7 @@ def column_of(
         alternatives: ``(substrates, products, optional)``: every integer on the substrates (tied to
             the rate law) and on the products; an optional product may be absent.
         max_coefficient: Largest integer.
+        max_products: Largest number of products of a candidate; ``None`` for any.
     """
     met = np.unique(np.concatenate([answer.met, *[np.r_[s, p] for s, p, _ in alternatives]]))
     met = met.astype(int)
@@ -487,7 +534,10 @@ def column_of(
                 rows.setdefault((*value.tolist(), code), len(rows))
     table = np.array(list(rows))
     n_product = (table[:, :-1] > 0).sum(1)
-    keep = np.r_[True, n_product[1:] > 0]
+    keep = (n_product > 0) & (n_product <= (max_products or len(met)))
+    keep[0] = True
+    if not n_product.any():  # nothing known to be produced yet
+        keep[:] = True
     table = table[keep]
     return Column(
         met=met,

@@ -500,6 +500,11 @@ class StoichiometryDecoder:
             out[edges] = score[pattern[j]] - other
         return np.maximum(out, 0.0)
 
+    def column_scores(self, pattern: Array, noise: Array, centre: Array) -> list[Array]:
+        """Log evidence of every candidate of each reaction, all other k solved again."""
+        joint, _ = self._joint(pattern, noise, centre)
+        return [self._column_scores(j, joint) for j in range(self.n_rxn)]
+
     def _joint(self, pattern: Array, noise: Array, centre: Array) -> tuple[_Joint, Array]:
         """Normal equations weighted by the residuals, and these."""
         size, _ = self.coefficients(pattern)

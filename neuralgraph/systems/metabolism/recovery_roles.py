@@ -11,8 +11,9 @@ derivatives of its partners do not depend on it. Two steps before the integers:
    the question are dropped, which leaves fewer features, and the step is repeated; from the second
    time on the shape of $b_j$ is that of the reactions that are decided already.
 2. *Integers* with the most probable roles, as where the roles are known.
-3. *Roles again.* Reactions all of whose members are badly explained get every split as a
-   candidate, in the search that changes columns where a joint refit lowers the objective.
+3. *Roles again.* With the learned law every split is compared with the present one, all rate
+   constants solved again. Those that come close are candidates in the search that changes columns
+   where a joint refit lowers the objective.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     column_of,
     go_on,
     network_of,
-    relative_residual,
+    screened,
 )
 from neuralgraph.systems.metabolism.recovery_law import (
     PolynomialLaw,
@@ -57,8 +58,10 @@ DROP = 20.0
 """Log evidence below the best at which a split is dropped."""
 CLEAR = 10.0
 """Log evidence between the best two splits at which a reaction counts as decided."""
-BAD = 4.0
-"""Residual, in units of the median, from which a metabolite counts as badly explained."""
+CLOSE = 30.0
+"""Log evidence below the present split up to which another one is a candidate again."""
+MOST_OTHER = 4
+"""Other splits of a reaction that are candidates again."""
 
 
 def recover_roles(
@@ -182,17 +185,29 @@ def recover_roles(
         if found.net is None:
             break
         answers = answers_of(problem, found)
-        relative = relative_residual(problem, found)
-        is_bad = relative > BAD * np.median(relative)
-        columns, n_open = [], 0
-        for answer, m in zip(answers, member, strict=True):
-            is_open = bool(is_bad[m].all())
-            n_open += is_open
-            places = splits[len(m)] if is_open else [np.flatnonzero(answer.value < 0)]
-            columns.append(
-                column_of(answer, [_sides(m, split) for split in places], max_coefficient)
+        every = [
+            column_of(answer, [_sides(m, s) for s in splits[len(m)]], max_coefficient)
+            for answer, m in zip(answers, member, strict=True)
+        ]
+        other = screened(
+            problem,
+            every,
+            found,
+            sharp_degree=sharp_degree,
+            max_frames=max_frames,
+            keep=MOST_OTHER,
+            within=CLOSE,
+        )
+        columns = [
+            column_of(
+                answer,
+                [_sides(m, np.flatnonzero(np.isin(m, s))) for s in (answer.substrates, *more)],
+                max_coefficient,
             )
-        say(f"{n_open} reactions badly explained throughout: their roles are open again")
+            for answer, m, more in zip(answers, member, other, strict=True)
+        ]
+        n_open = sum(map(bool, other))
+        say(f"{n_open} reactions whose roles are in question")
         before = found.objective
         found = go_on(
             problem,
