@@ -108,10 +108,12 @@ def refuse(config: Mapping[str, Any]) -> None:
         return
     instead = "use loop.start=random or loop=metabolism_adam"
     is_given = prior.get("stoichiometry", False)
-    if not is_given and not (prior.get("support", False) and prior.get("roles", False)):
+    n_known = bool(prior.get("support", False)) + bool(prior.get("roles", False))
+    if not is_given and n_known < (1 if model.get("kinetics") == "learned_rate" else 2):
         raise ConfigError(
             "loop.start=closed_form needs prior.support=true and prior.roles=true (or "
-            f"prior.stoichiometry=true): {instead}"
+            "prior.stoichiometry=true; with kinetics=learned_rate one of the two is enough): "
+            f"{instead}"
         )
     if prior.get("rate_constants", False):
         raise ConfigError(

@@ -302,6 +302,9 @@ def decode(
     points = collocation(poly, problem.center, problem.half_width, rng)
     gauge = int(poly.constant[min(problem.max_coefficient, len(poly.types) - 1)])
     draws, weights = random_rate_laws(points, rng, 400, width, n_message)
+    if order is not None:
+        rank = order(poly, draws)
+        draws, weights = draws[rank], [w[rank] for w in weights]
     prior = _Prior.of(draws, gauge)
     k_range = (10.0 ** log_k_range[0], 10.0 ** log_k_range[1])
 

@@ -179,6 +179,7 @@ def recover_roles(
         n_start=n_start,
         n_anneal=n_anneal,
         n_sharpen=min(n_sharpen, 3),
+        order=search.order,
         log=say,
     )
     for _ in range(2 if n_sharpen else 0):
@@ -303,6 +304,41 @@ def spread_of_laws(
         mean[q] = np.median(r)
         spread[q] = 1.48 * np.median(np.abs(r - mean[q]))
     return scale, mean, spread
+
+
+def nearest_laws(
+    poly: PolynomialLaw,
+    draws: Array,
+    classes: Sequence[tuple[int, ...]],
+    mean: Array,
+    deviation: Array,
+    sign: float,
+) -> Array:
+    """Order of random rate laws by their distance to a learned shape.
+
+    Args:
+        poly: What ``draws`` are coefficients of.
+        draws: ``(n_draw, n_theta)``.
+        classes: Of the features of the shape.
+        mean: Learned coefficients in units of the linear one, ``(n_class,)``.
+        deviation: Their deviations.
+        sign: +1 where rates rise with concentration, -1 where they fall.
+    """
+    number = {c: q for q, c in enumerate(classes)}
+    far = np.zeros(len(draws))
+    for t, kind in enumerate(poly.types):
+        n = len(kind)
+        index = poly.index[n][poly.shapes[n].index(kind)]
+        unit = [poly.monomials[n].index(tuple(int(x == q) for x in range(n))) for q in range(n)]
+        linear = draws[:, index[unit]].mean(1)
+        far += 1e6 * (linear * draws[:, poly.constant[t]] * sign <= 0)
+        linear = np.where(np.abs(linear) > 1e-12, linear, 1e-12)
+        for monomial, entry in zip(poly.monomials[n], index, strict=True):
+            q = number.get(tuple(sorted((e for e in monomial if e), reverse=True)), 0)
+            if q:
+                off = (draws[:, entry] / linear - mean[q]) / max(float(deviation[q]), 0.02)
+                far += np.minimum(off**2, 1e4) / len(poly.monomials[n])
+    return np.argsort(far, kind="stable")
 
 
 @dataclass
@@ -481,6 +517,14 @@ class RoleSearch:
             var = np.diag(np.linalg.inv(best[2]))
             found.append((best[0], split, best[1], var, kind[inside], best[3]))
         return sorted(found, key=lambda f: -f[0])
+
+    def order(self, poly: PolynomialLaw, draws: Array) -> Array:
+        """Random rate laws by their distance to the learned shape."""
+        if self.shape is None:
+            return np.arange(len(draws))
+        mean, deviation = self.shape
+        sign = float(np.sign(mean[0]))
+        return nearest_laws(poly, draws, CLASSES, sign * mean, deviation, sign)
 
     def _shape_of(self, clear: list[tuple[Array, Array, Array]]) -> tuple[Array, Array]:
         """Mean and deviation of ``b`` per class, in units of the linear term, with its sign."""

@@ -38,11 +38,12 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     go_on,
     network_of,
 )
-from neuralgraph.systems.metabolism.recovery_law import legendre
+from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw, legendre
 from neuralgraph.systems.metabolism.recovery_roles import (
     CLASSES,
     class_of,
     feature_exponents,
+    nearest_laws,
     spread_of_laws,
 )
 
@@ -155,6 +156,7 @@ def recover_support(
         n_start=n_start,
         n_anneal=n_anneal,
         n_sharpen=min(n_sharpen, 2),
+        order=pursuit.order,
         log=say,
     )
     for turn in range(n_turn if n_sharpen else 0):
@@ -418,6 +420,10 @@ class Pursuit:
             alone = int((self.stands_for == j).sum()) == 1
             self.low[j] = middle / 2 if alone else 0.0
             self.high[j] = middle
+
+    def order(self, poly: PolynomialLaw, draws: Array) -> Array:
+        """Random rate laws by their distance to the learned shape."""
+        return nearest_laws(poly, draws, PURSUIT_CLASSES, self.mean, self.deviation, self.sign)
 
     def products_of(self, j: int, most: int = MOST_OPTIONAL) -> list[tuple[int, bool]]:
         """Metabolites that reaction j may produce, and whether that is sure; likeliest first."""

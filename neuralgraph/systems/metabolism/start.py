@@ -28,6 +28,8 @@ def closed_form_start(
 
     - ``learned_rate``, S unknown, support and roles given: integer decoding of S, then the shared
       rate networks by Gauss-Newton (:mod:`neuralgraph.systems.metabolism.recovery`);
+    - ``learned_rate``, S unknown, either support or roles given: the other one is found first
+      (:mod:`neuralgraph.systems.metabolism.start_open`);
     - ``mass_action``, S unknown, support and roles given: non-negative least squares metabolite by
       metabolite (:func:`start_from_support`);
     - ``mass_action``, S given: rate constants, rate law, homeostasis and metabolite types jointly
@@ -45,10 +47,12 @@ def closed_form_start(
     assert isinstance(model, Metabolism_Propagation) and isinstance(data, MetabolismData)
     spec = data.spec
     has_graph = spec.has_roles and (spec.sign_all is not None or spec.sto_all is not None)
-    if not has_graph:
+    is_open = model.kinetics == "learned_rate" and spec.has_roles != spec.has_support
+    if not has_graph and not is_open:
         raise ConfigError(
             "loop.start=closed_form needs prior.support=true and prior.roles=true (or "
-            "prior.stoichiometry=true): use loop=metabolism_adam, or loop.start=random"
+            "prior.stoichiometry=true; with kinetics=learned_rate one of the two is enough): use "
+            "loop=metabolism_adam, or loop.start=random"
         )
     if spec.log_k is not None:
         raise ConfigError(
@@ -61,7 +65,12 @@ def closed_form_start(
                 "kinetics=learned_rate with given S has no closed-form start: use "
                 "loop.start=random or loop=metabolism_adam"
             )
-        _decode_integers(session, model, data, max_coefficient)
+        if is_open:
+            from neuralgraph.systems.metabolism.start_open import decode_open
+
+            decode_open(session, model, data, max_coefficient, LOG_K_RANGE)
+        else:
+            _decode_integers(session, model, data, max_coefficient)
         return ("sto_sub", "sto_all")
     if model.aggregation != "multiply" or model.is_softplus:
         raise ConfigError(
@@ -113,7 +122,7 @@ def _decode_integers(
                 noise=noise if noisy else None,
                 noisy_rounds=session.budget.rounds(2),
             )
-            _assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
+            assign(model, sto_sub=found.sto_sub, sto_all=found.sto_all, log_k=found.log_k)
             low, high = LOG_K_RANGE
             session.note(
                 f"assumed by the integer decoding: coefficients 1 to {max_coefficient}, log10 k "
@@ -133,7 +142,7 @@ def _decode_integers(
             session.log(median_residual=float(torch.as_tensor(found.relative_residual).median()))
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
-            msg_mlp, rate_mlp = _plain(model.msg_mlp), _plain(model.rate_mlp)
+            msg_mlp, rate_mlp = stock_layers(model.msg_mlp), stock_layers(model.rate_mlp)
             fit = fit_rate_mlp(
                 c,
                 dx_dt,
@@ -153,18 +162,20 @@ def _decode_integers(
                 max_frames=len(c) if noisy else 576,
                 degree=(6, 5, 4) if noisy else (10, 7, 6),
             )
-            _take_back(model.msg_mlp, msg_mlp)
-            _take_back(model.rate_mlp, rate_mlp)
-            _assign(model, log_k=fit.log_k)
+            take_back(model.msg_mlp, msg_mlp)
+            take_back(model.rate_mlp, rate_mlp)
+            assign(model, log_k=fit.log_k)
             session.log(median_residual=float(torch.as_tensor(fit.relative_residual).median()))
 
 
-def _plain(mlp: MLP) -> nn.Sequential:
+def stock_layers(mlp: MLP) -> nn.Sequential:
     """The same function of unscaled inputs as stock layers, which function transforms accept."""
     layers: list[nn.Module] = []
     for layer in mlp:
         if isinstance(layer, nn.Linear):
-            copy = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features).double()
+            size = layer.in_features, layer.out_features
+            has_bias = layer.bias is not None
+            copy = nn.utils.skip_init(nn.Linear, *size, bias=has_bias).double()
             copy.load_state_dict(layer.state_dict())
             layers.append(copy)
         else:
@@ -176,7 +187,8 @@ def _plain(mlp: MLP) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _take_back(mlp: MLP, plain: nn.Sequential) -> None:
+def take_back(mlp: MLP, plain: nn.Sequential) -> None:
+    """Copy the weights of :func:`stock_layers` back."""
     with torch.no_grad():
         for own, other in zip(mlp, plain, strict=True):
             own.load_state_dict(other.state_dict())
@@ -226,14 +238,14 @@ def _solve_mass_action(
 def _assign_mass_action(
     model: Metabolism_Propagation, start: MassActionStart, order: torch.Tensor
 ) -> None:
-    _assign(model, sto_sub=order, sto_all=start.sto_all, log_k=start.log_k)
+    assign(model, sto_sub=order, sto_all=start.sto_all, log_k=start.log_k)
     if isinstance(model.MLP_sub, PowerLawMLP):
         with torch.no_grad():
             model.MLP_sub.power.fill_(start.power)
             model.MLP_sub.net.last.weight.zero_()
 
 
-def _assign(model: Metabolism_Propagation, **values: object) -> None:
+def assign(model: Metabolism_Propagation, **values: object) -> None:
     """Copy values into the model; what is given (a buffer) stays as it is."""
     tensors = {name: torch.as_tensor(value) for name, value in values.items()}
     log_k = tensors.pop("log_k", None)
