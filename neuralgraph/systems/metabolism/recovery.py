@@ -288,9 +288,13 @@ def decode(
     noise: Any = None,
     noisy_degree: Sequence[int] = (6, 5, 4),
     noisy_rounds: int = 2,
+    order: Callable[[PolynomialLaw, Array], Array] | None = None,
     log: Log | None = None,
 ) -> Decoded:
-    """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`."""
+    """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`.
+
+    ``order`` ranks the random rate laws ``(n_draw, n_theta)``, those to be tried first in front.
+    """
     say: Log = log if log is not None else lambda _: None
     noise = np.zeros(problem.n_met) if noise is None else np.asarray(noise, dtype=np.float64)
     noisy = is_noisy(problem.dx_dt, noise)
