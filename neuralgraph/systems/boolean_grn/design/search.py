@@ -145,6 +145,10 @@ def search(
         hits.sort(key=lambda matrix: -found[matrix.tobytes()])
     circuits = np.stack(hits[:n])
     robustness = task.robustness(circuits)
+    if not is_robust:  # the simplest first
+        n_edge = np.count_nonzero(circuits, axis=(1, 2))
+        order = np.lexsort((-robustness, n_edge))
+        circuits, robustness = circuits[order], robustness[order]
     notes = []
     if len(circuits) < n:
         why = (
