@@ -53,7 +53,7 @@ POINTS = {
 }
 FOLD = 3.0
 """How much wider or higher candidate starts are."""
-N_DRAW = 4
+N_DRAW = 3
 """Random starts of each kind of candidate."""
 N_MORE = (0, 1, 2, 4, 8, 16, 32, 64)
 """Further trajectories for which errors are predicted."""

@@ -23,7 +23,7 @@ OWN = (
     "data", "checkpoints", "figures", "metrics.jsonl", "metrics.csv", "evaluation.jsonl",
     "timing.json", "scorecard.json", "analysis.log", "report.html", "run.json", "config.yaml",
     "provenance.json", "identifiability.csv", "identifiability.json", "identifiability.html",
-    "identifiability_structure.csv",
+    "identifiability_structure.csv", "rate_constants.csv",
 )  # fmt: skip
 """What a run writes into its folder."""
 PACKAGES = (

@@ -21,7 +21,6 @@ from torch import Tensor
 from neuralgraph.numerics.identifiability import PRESENT
 from neuralgraph.numerics.information import (
     Analysis,
-    Component,
     Problem,
     factor_of,
     row_size,
@@ -31,6 +30,10 @@ from neuralgraph.numerics.integrate import DivergedError, rollout
 
 LARGEST_DESIGN = 1500
 """Entangled parameters beyond which candidates are not scored (cubic cost for each)."""
+N_ITERATION = 40
+"""Steps of the inverse iteration for a smallest eigenvalue (advice, not a result)."""
+SEEN = 1e-10
+"""Smallest relative singular value with which a candidate sees a free direction."""
 LONGEST = 200
 """Frames of a candidate trajectory at most."""
 
@@ -93,10 +96,11 @@ def score_candidates(analysis: Analysis, candidates: Sequence[Candidate]) -> lis
         Atkinson, Donev & Tobias (2007), chapter 10 (D-, A-, E-optimality); on the determined
         subspace: own.
     """
-    found: list[Score] = []
-    for one in candidates:
-        added = _added(analysis, one.state)
-        found.append(_score(analysis, one.name, one.kind, added, 1.0))
+    known = _known(analysis)
+    found = [
+        _score(analysis, known, one.name, one.kind, _added(analysis, one.state))
+        for one in candidates
+    ]
     return sorted(found, key=lambda s: (-s.rank_gain, -s.newly_determined, s.d_factor))
 
 
@@ -131,33 +135,73 @@ def score_more(
         precise_below: Relative standard error from which a parameter counts as precise.
     """
     added = [
-        _Added(torch.cat([a.factor for a in parts]) / math.sqrt(len(parts)))
+        triangular(torch.cat(parts)) / math.sqrt(len(parts))
         for parts in zip(*(_added(analysis, c.state) for c in alike), strict=True)
     ]
+    known = _known(analysis)
     value = analysis.problem.parameters.value.double()
     median: list[float] = []
     high: list[float] = []
     share: list[float] = []
     rank: list[int] = []
     for n in n_more:
-        error, gained, _ = _with(analysis, added, float(n))
-        of_value = _relative_errors(error, value)
+        after = _with(analysis, known, added, float(n))
+        of_value = _relative_errors(after.error, value)
         finite = of_value[torch.isfinite(of_value)]
         median.append(float(finite.median()) if finite.numel() else math.nan)
         high.append(float(finite.quantile(0.95)) if finite.numel() else math.nan)
         share.append(float((of_value < precise_below).double().mean()))
-        rank.append(analysis.rank + gained)
+        rank.append(analysis.rank + after.gained)
     return More(tuple(n_more), tuple(median), tuple(high), tuple(share), tuple(rank))
 
 
 @dataclass(frozen=True)
-class _Added:
-    """Whitened factor of additional frames on a component's scaled coordinates."""
+class _Known:
+    """What the data so far say about a component, in the coordinates of its kept directions."""
 
-    factor: Tensor
+    information: Tensor
+    log_determinant: float
+    lowest: float
 
 
-def _added(analysis: Analysis, state: Tensor) -> list[_Added]:
+def _known(analysis: Analysis) -> list[_Known]:
+    ratio = analysis.noise.sd.double() / row_size(analysis.problem.size)
+    result: list[_Known] = []
+    for part in analysis.components:
+        rank = part.kept.shape[1]
+        if rank == 0:
+            result.append(_Known(part.kept.new_zeros(0, 0), 0.0, math.inf))
+            continue
+        weighted = (part.factor / ratio[part.row][:, None] * part.inverse_length) @ part.kept
+        information = weighted.T @ weighted
+        lower, _ = _cholesky(information)
+        result.append(_Known(information, _log_determinant(lower), _lowest(lower)))
+    return result
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factor and whether it failed; a scaled copy is factored, for safety."""
+    scale = matrix.diagonal().clamp_min(1e-300).sqrt()
+    lower, failed = torch.linalg.cholesky_ex(matrix / scale[:, None] / scale)
+    return scale[:, None] * lower, failed
+
+
+def _log_determinant(lower: Tensor) -> float:
+    return 2 * float(lower.diagonal().clamp_min(1e-300).log().sum())
+
+
+def _lowest(lower: Tensor) -> float:
+    """Smallest eigenvalue of L L', by inverse iteration."""
+    x = torch.ones(lower.shape[0], 1, dtype=torch.float64)
+    size = 1.0
+    for _ in range(N_ITERATION):
+        x = torch.cholesky_solve(x / x.norm(), lower)
+        size = float(x.norm())
+    return 1 / max(size, 1e-300)
+
+
+def _added(analysis: Analysis, state: Tensor) -> list[Tensor]:
+    """Whitened factor of additional frames on each component's scaled coordinates."""
     problem = analysis.problem
     assert problem.equations is not None
     equations = problem.equations(state)
@@ -177,84 +221,89 @@ def _added(analysis: Analysis, state: Tensor) -> list[_Added]:
         small = factor_of(one, bases)
         block = small.new_zeros(small.shape[0], part.index.numel())
         block.index_add_(1, local[one.columns], small)
+        # a parameter that did not act so far keeps its own unit
         length = part.space.length
-        inverse = torch.where(length > 0, 1 / length.clamp_min(1e-300), torch.ones_like(length))
-        blocks[at].append(block / sd[one.variable] * inverse)
+        unit = torch.where(length > 0, part.inverse_length, torch.ones_like(length))
+        blocks[at].append(block / sd[one.variable] * unit)
     return [
-        _Added(triangular(torch.cat(some)) if some else torch.zeros(0, part.index.numel()).double())
+        torch.cat(some) if some else torch.zeros(0, part.index.numel(), dtype=torch.float64)
         for some, part in zip(blocks, analysis.components, strict=True)
     ]
 
 
-def _with(
-    analysis: Analysis, added: Sequence[_Added], amount: float
-) -> tuple[Tensor, int, tuple[float, float, float, float, int]]:
-    """Standard errors ``(n_par,)`` with information added ``amount`` times; rank gained; and
-    log determinant before and after, smallest eigenvalue before and after, newly determined.
+@dataclass(frozen=True)
+class _After:
+    """State of knowledge once frames were added.
+
+    Args:
+        error: Standard errors, ``(n_par,)``.
+        gained: Combinations determined in addition.
+        newly: Parameters determined in addition.
+        log_change: Log determinant of the information on what was determined, after less before.
+        lowest_ratio: Its smallest eigenvalue, before over after.
     """
-    ratio = analysis.noise.sd.double() / row_size(analysis.problem.size)
+
+    error: Tensor
+    gained: int
+    newly: int
+    log_change: float
+    lowest_ratio: float
+
+
+def _with(
+    analysis: Analysis, known: Sequence[_Known], added: Sequence[Tensor], amount: float
+) -> _After:
+    """What is known once the added frames were measured ``amount`` times."""
     error = torch.full((analysis.n_par,), math.nan, dtype=torch.float64)
     gained = newly = 0
-    before = after = 0.0
-    low_before, low_after = math.inf, math.inf
-    for part, more in zip(analysis.components, added, strict=True):
-        space, kept = part.space, part.kept
-        factor = more.factor * math.sqrt(amount)
-        length = space.length
-        inverse = torch.where(length > 0, 1 / length.clamp_min(1e-300), torch.ones_like(length))
-        free = space.basis
+    change = 0.0
+    before, after = math.inf, math.inf
+    for part, old, more in zip(analysis.components, known, added, strict=True):
+        kept, free = part.kept, part.space.basis
+        factor = more * math.sqrt(amount)
+        n_old = kept.shape[1]
         if free.shape[1] and factor.shape[0] and amount > 0:
-            # directions that were free and would be seen, in units of what is seen now
             image = triangular(factor @ free)
             _, values, right = torch.linalg.svd(image, full_matrices=True)
             largest = max(float(factor.norm(dim=0).max()), 1e-300)
-            seen = int((values > max(analysis.rtol, 1e-10) * largest).sum())
+            seen = int((values > max(analysis.rtol, SEEN) * largest).sum())
             if seen:
                 gained += seen
                 now_free = free @ right[seen:].T
-                newly += int(
-                    ((now_free.norm(dim=1) <= PRESENT) & (free.norm(dim=1) > PRESENT)).sum()
-                )
+                was, now = free.norm(dim=1) > PRESENT, now_free.norm(dim=1) <= PRESENT
+                newly += int((was & now).sum())
                 kept = torch.cat([kept, free @ right[:seen].T], 1)
                 free = now_free
-        rank = kept.shape[1]
-        if rank == 0:
+        n = kept.shape[1]
+        if n == 0:
             continue
-        old = _information(part, ratio, kept, inverse)
-        new = old + (factor @ kept).T @ (factor @ kept)
-        n_old = part.kept.shape[1]
-        values_old = torch.linalg.eigvalsh(old[:n_old, :n_old]).clamp_min(1e-300)
-        values_new = torch.linalg.eigvalsh(new[:n_old, :n_old]).clamp_min(1e-300)
-        before += float(values_old.log().sum())
-        after += float(values_new.log().sum())
-        if n_old:
-            low_before = min(low_before, float(values_old[0]))
-            low_after = min(low_after, float(values_new[0]))
-        scale = new.diagonal().clamp_min(1e-300).sqrt()
-        lower, failed = torch.linalg.cholesky_ex(new / scale[:, None] / scale)
+        image = factor @ kept
+        information = image.T @ image
+        information[:n_old, :n_old] += old.information
+        lower, failed = _cholesky(information)
         if int(failed):
             continue
-        root = torch.linalg.solve_triangular(lower, (kept / scale).T, upper=False).T
-        alone = free.norm(dim=1) <= PRESENT if free.shape[1] else torch.ones(kept.shape[0]) > 0
-        sd = root.norm(dim=1) * inverse
+        if n_old:
+            inner = lower[:n_old, :n_old]  # of the leading block
+            change += _log_determinant(inner) - old.log_determinant
+            lowest = _lowest(inner)
+            if old.lowest < before:
+                before = old.lowest
+            after = min(after, lowest)
+        root = torch.linalg.solve_triangular(lower, kept.T, upper=False).T
+        alone = free.norm(dim=1) <= PRESENT if free.shape[1] else torch.ones(part.index.numel()) > 0
+        sd = root.norm(dim=1) * part.inverse_length
         error[part.index[alone]] = sd[alone]
-    return error, gained, (before, after, low_before, low_after, newly)
-
-
-def _information(part: Component, ratio: Tensor, kept: Tensor, inverse: Tensor) -> Tensor:
-    if part.factor.shape[0] == 0:
-        return kept.new_zeros(kept.shape[1], kept.shape[1])
-    weighted = (part.factor / ratio[part.row][:, None] * inverse) @ kept
-    return weighted.T @ weighted
+    return _After(error, gained, newly, change, before / after if after > 0 else math.nan)
 
 
 def _score(
-    analysis: Analysis, name: str, kind: str, added: Sequence[_Added], amount: float
+    analysis: Analysis, known: Sequence[_Known], name: str, kind: str, added: Sequence[Tensor]
 ) -> Score:
-    error, gained, (before, after, low_before, low_after, newly) = _with(analysis, added, amount)
+    after = _with(analysis, known, added, 1.0)
     value = analysis.problem.parameters.value.double()
     old = _relative_errors(analysis.standard_error, value)
-    new = _relative_errors(error, value)
+    new = _relative_errors(after.error, value)
     both = torch.isfinite(old) & torch.isfinite(new)
     a_factor = median = math.nan
     if bool(both.any()):
@@ -263,11 +312,11 @@ def _score(
     return Score(
         name=name,
         kind=kind,
-        rank_gain=gained,
-        newly_determined=newly,
-        d_factor=math.exp((before - after) / (2 * max(analysis.rank, 1))),
+        rank_gain=after.gained,
+        newly_determined=after.newly,
+        d_factor=math.exp(-after.log_change / (2 * max(analysis.rank, 1))),
         a_factor=a_factor,
-        e_factor=math.sqrt(low_before / low_after) if low_after > 0 else math.nan,
+        e_factor=math.sqrt(after.lowest_ratio),
         median_error=median,
     )
 

@@ -230,6 +230,12 @@ class Component:
     factor: Tensor
     row: Tensor
 
+    @property
+    def inverse_length(self) -> Tensor:
+        """From scaled coordinates to parameters; 0 for a parameter that never acts."""
+        length = self.space.length
+        return torch.where(length > 0, 1 / length.clamp_min(1e-300), torch.zeros_like(length))
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -565,9 +571,7 @@ def _root_covariance(part: Component, ratio: Tensor) -> Tensor:
     here = ratio[part.row]
     if float(here.max()) <= float(here.min()) * (1 + 1e-12):
         return part.kept * (float(here[0]) / part.space.singular_values[:rank])
-    length = part.space.length
-    inverse = torch.where(length > 0, 1 / length.clamp_min(1e-300), torch.zeros_like(length))
-    weighted = (part.factor / here[:, None] * inverse) @ part.kept
+    weighted = (part.factor / here[:, None] * part.inverse_length) @ part.kept
     small = triangular(weighted)
     # weighted = Q small, covariance of the kept coordinates = (small' small)^-1
     whitened = torch.linalg.solve_triangular(small.T, part.kept.T, upper=False)

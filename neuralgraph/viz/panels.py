@@ -72,6 +72,28 @@ def identity_scatter(
     return ax
 
 
+def error_bars(ax: Axes, true: Any, estimate: Any, half: Any, *, jitter: float = 0.0) -> Axes:
+    """Vertical intervals behind the points of :func:`identity_scatter`; the limits stay.
+
+    Args:
+        ax: With the points drawn.
+        true: ``(n,)``.
+        estimate: ``(n,)``.
+        half: Half-width of each interval, ``(n,)``; not finite: none is drawn.
+        jitter: As in :func:`identity_scatter`.
+    Returns:
+        The axes.
+    """
+    x, y, h = _array(true).ravel(), _array(estimate).ravel(), _array(half).ravel()
+    limits = ax.get_ylim()
+    x = x + jitter * _spread(len(x))
+    on = np.isfinite(h) & np.isfinite(x) & np.isfinite(y)
+    h = np.minimum(h, 10 * (limits[1] - limits[0]))  # beyond the axes either way
+    ax.vlines(x[on], (y - h)[on], (y + h)[on], color=style.BLUE, lw=0.7, alpha=0.4, zorder=1.5)
+    ax.set_ylim(limits)
+    return ax
+
+
 def trajectories(
     ax: Axes,
     time: Any,

@@ -19,7 +19,14 @@ from neuralgraph.systems.metabolism import evaluation, metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
+from neuralgraph.systems.metabolism.plots_rates import own_rate_laws
 from neuralgraph.systems.metabolism.products import recovered_network, write_products
+from neuralgraph.systems.metabolism.uncertainty import (
+    coefficient_errors,
+    log_k_errors,
+    read_uncertainty,
+    write_rate_constants,
+)
 from neuralgraph.viz import panels, style
 from neuralgraph.viz.figure import Figure
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
+BARS = "Bars: 95 % intervals at the residual noise, where they are longer than a point"
 TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
 
@@ -74,6 +82,9 @@ class MetabolismReporter:
         """
         out = folder / "figures"
         units = {"time": data.time_unit, "state": data.concentration_unit}
+        known = read_uncertainty(folder)
+        names = data.spec.reaction_names
+        pair: tuple[Tensor, Tensor] | str = "no truth"
         with torch.no_grad(), style.house():
             yield from self._dynamics(model, data, scorecard, out, units)
             if truth is not None:
@@ -83,19 +94,24 @@ class MetabolismReporter:
                 )
                 rows = scorecard.facts["identifiability"]
                 if not evaluation.is_stoichiometry_given(data):
-                    yield self._stoichiometry(gauged, network, rows, out)
+                    s_error = coefficient_errors(known, network, network.met_all, network.rxn_all)
+                    yield self._stoichiometry(gauged, network, rows, out, s_error)
                 pair = evaluation.gauged_log_k(model, data, truth, network, gauged)
                 if not isinstance(pair, str):
-                    yield self._rate_constants(pair, rows, out)
-                yield self._rate_law(model, data, truth, network, out, units)
+                    yield self._rate_constants(pair, rows, out, log_k_errors(known, names))
+                yield self._rate_law(model, data, truth, network, gauged, out, units)
                 if model.has_homeostasis:
                     yield from self._homeostasis(model, data, truth, out, units)
                 yield self._identifiability(gauged, network, data, rows, pair, out)
                 metrics.write_identifiability(rows, folder / "identifiability_structure.csv")
             else:
-                yield self._rate_law(model, data, None, None, out, units)
+                yield self._rate_law(model, data, None, None, None, out, units)
                 if model.has_homeostasis:
                     yield from self._homeostasis(model, data, None, out, units)
+            if known and data.spec.log_k is None:
+                log_k, true = (None, None) if isinstance(pair, str) else pair
+                path = folder / "rate_constants.csv"
+                write_rate_constants(path, names, known, log_k=log_k, true_log_k=true)
             figure = style.canvas(style.WIDTH, 3.0)
             panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
             yield style.save(
@@ -227,6 +243,7 @@ class MetabolismReporter:
         network: ReactionNetwork,
         rows: Sequence[Mapping[str, Any]],
         out: Path,
+        error: Tensor | None = None,
     ) -> Figure:
         truth, value = network.matrix(), gauged.dense(gauged.value)
         met, rxn = network.met_all, network.rxn_all
@@ -247,6 +264,10 @@ class MetabolismReporter:
             },
             jitter=0.28,
         )
+        says = ""
+        if error is not None and bool(torch.isfinite(error).any()):
+            panels.error_bars(ax, truth[met, rxn], value[met, rxn], 1.96 * error, jitter=0.28)
+            says = f" {BARS}."
         integers = truth[met, rxn].round().unique().tolist()
         ax.set_xticks(integers if len(integers) < 10 else ax.get_xticks())
         low, high = ax.get_ylim()
@@ -271,11 +292,16 @@ class MetabolismReporter:
             out / "stoichiometry.png",
             "True against recovered stoichiometry",
             "Each point is an edge of the true network, shifted sideways to be seen; the line is "
-            "perfect recovery. Orange: edges of reactions that noise-free data cannot tell apart.",
+            "perfect recovery. Orange: edges of reactions that noise-free data cannot tell apart."
+            + says,
         )
 
     def _rate_constants(
-        self, pair: tuple[Tensor, Tensor], rows: Sequence[Mapping[str, Any]], out: Path
+        self,
+        pair: tuple[Tensor, Tensor],
+        rows: Sequence[Mapping[str, Any]],
+        out: Path,
+        error: Tensor | None = None,
     ) -> Figure:
         log_k, true_log_k = pair
         known = torch.tensor([bool(row["k_determined"]) for row in rows])
@@ -291,13 +317,18 @@ class MetabolismReporter:
             },
             band=metrics.OUTLIER,
         )
+        says = ""
+        if error is not None and bool(torch.isfinite(error).any()):
+            panels.error_bars(ax, true_log_k, log_k, 1.96 * error)
+            says = f" {BARS} (rate_constants.csv has them all)."
         ax.set(xlabel="true log$_{10}$ k", ylabel="recovered log$_{10}$ k (gauge fixed)")
         return style.save(
             figure,
             out / "rate_constants" / "comparison_final.png",
             "True against recovered rate constants",
             f"Outside the grey band a reaction counts as an outlier (error above "
-            f"{metrics.OUTLIER:g}). Orange: not determined by noise-free data of this design.",
+            f"{metrics.OUTLIER:g}). Orange: not determined by noise-free data of this design."
+            + says,
         )
 
     # -- rate laws ----------------------------------------------------------------------------
@@ -308,11 +339,14 @@ class MetabolismReporter:
         data: MetabolismData,
         truth: Truth | None,
         network: ReactionNetwork | None,
+        gauged: metrics.GaugedStoichiometry | None,
         out: Path,
         units: Mapping[str, str],
     ) -> Figure:
         if model.kinetics == "mass_action":
             return self._substrate_function(model, data, truth, out, units)
+        if model.kinetics == "own_rates":
+            return own_rate_laws(model, data, truth, gauged, out, units)
         train = data.train
         state = train.concentration.double().cpu().median(0).values
         chosen = self._curve_reactions(model)
