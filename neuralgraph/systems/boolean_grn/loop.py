@@ -24,8 +24,7 @@ def curriculum(
     n_warmup: Natural,
     weight_of_epochs: dict[str, float],
 ) -> None:
-    """Stage after stage, each row of the model by itself; within a stage the rate warms up, then
-    falls along a cosine, step by step.
+    """Stage after stage, one row of the model after the other, with warm-up and cosine decay.
 
     The document's stages: 1 circuits of two genes; 2 up to three; 3 every size, with the
     contrastive loss; 4 with the loss on dynamics, at the final temperature. Its stage 5
@@ -48,32 +47,31 @@ def curriculum(
     everything, objective = session.data, session.objective
     if session.budget.max_steps is not None:  # a smoke run: describing circuits takes time too
         everything = everything.thinned(session.budget.max_steps * batch_size // N_SMOKE_SHARE)
-    rows = list(session.model.rows)
-    described: dict[float, Any] = {}
-    for row in rows:
-        share = weight_of_epochs.get(row, 1.0)
-        for stage in stages:
-            n_epochs = session.budget.epochs(max(1, round(stage["n_epochs"] * share)))
-            tau = float(stage["tau"])
-            session.model.set_tau(tau)
-            if tau not in described:
-                described = {tau: everything.described(session.model.describe, session.model.key)}
-            session.data = described[tau].up_to(int(stage["n_gene"]))
-            session.objective = objective.scaled(stage["factors"])
-            rate = learning_rate * float(stage["rate"])
-            n_batch = math.ceil(session.data.train.numel() / batch_size)
-            n_step = n_epochs * session.budget.steps(n_batch)
+    described: tuple[tuple[float, int], Any] | None = None
+    for stage in stages:
+        tau, n_gene = float(stage["tau"]), int(stage["n_gene"])
+        session.model.set_tau(tau)
+        if described is None or described[0] != (tau, n_gene):
+            part = everything.up_to(n_gene)
+            described = (tau, n_gene), part.described(session.model.describe, session.model.key)
+        session.data = described[1]
+        session.objective = objective.scaled(stage["factors"])
+        rate = learning_rate * float(stage["rate"])
+        for row in session.model.rows:
+            n_epochs = session.budget.epochs(
+                math.ceil(stage["n_epochs"] * weight_of_epochs.get(row, 1.0))
+            )
+            n_batch = session.budget.steps(math.ceil(session.data.train.numel() / batch_size))
             prefix = f"rows.{row}"
             with session.phase(
                 f"{stage['name']} {row}", train={prefix: rate}, clip={prefix: clip_norm}
             ) as phase:
                 for epoch in phase.epochs(n_epochs):
-                    done = epoch * (n_step // max(n_epochs, 1))
                     for at, batch in enumerate(session.batches(batch_size)):
-                        set_rate(phase, schedule(done + at, n_step, n_warmup))
+                        done = epoch * n_batch + at
+                        set_rate(phase, schedule(done, n_epochs * n_batch, n_warmup))
                         session.step(batch)
     session.objective = objective
-    session.data = described[float(stages[-1]["tau"])]
 
 
 def schedule(step: int, n_step: int, n_warmup: int) -> float:

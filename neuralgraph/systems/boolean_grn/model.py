@@ -62,8 +62,7 @@ class SignedConvolution(MessagePassing):
     def __init__(self, n_hidden: int, n_pair: int, *, generator: torch.Generator) -> None:
         super().__init__(aggr=["sum", "max"], node_dim=0)
         self.source = linear(n_hidden, n_hidden, generator)
-        self.edge = linear(n_pair, n_hidden, generator)
-        self.turned = linear(n_pair, n_hidden, generator)
+        self.edge = linear(2 * n_pair, n_hidden, generator)
         self.update_mlp = MLP(
             3 * n_hidden, n_hidden, hidden_dim=n_hidden, n_layers=2, generator=generator,
             activation="silu",
@@ -78,7 +77,7 @@ class SignedConvolution(MessagePassing):
             edge: State of the pair (source, target), ``(n_edge, n_pair)``.
             turned: State of the pair (target, source), ``(n_edge, n_pair)``.
         """
-        told = self.edge(edge) + self.turned(turned)
+        told = self.edge(torch.cat([edge, turned], -1))
         pooled = self.propagate(edge_index, x=self.source(x), told=told, size=(len(x), len(x)))
         return self.update_mlp(torch.cat([x, pooled], -1))
 
@@ -101,18 +100,15 @@ class PairUpdate(nn.Module):
         self, n_hidden: int, n_pair: int, n_walk: int, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.n_walk = n_walk
-        self.legs = linear(n_pair, 4 * n_walk, generator)
-        self.own = linear(n_pair, n_pair, generator)
-        self.turned = linear(n_pair, n_pair, generator)
+        self.widths = [n_walk] * 4 + [n_pair] * 2
+        self.pair = linear(n_pair, sum(self.widths), generator)
         self.walk = linear(2 * n_walk, n_pair, generator)
-        self.source = linear(n_hidden, n_pair, generator)
-        self.target = linear(n_hidden, n_pair, generator)
+        self.ends = linear(n_hidden, 2 * n_pair, generator)
         self.out = linear(n_pair, n_pair, generator)
 
     def forward(self, pair: Tensor, node: Tensor, is_gene: Tensor) -> Tensor:
         """``(n_batch, n, n, n_pair)``, to be added to the pair states."""
-        first, second, gate, load = self.legs(pair).split(self.n_walk, -1)
+        first, second, gate, load, own, turned = self.pair(pair).split(self.widths, -1)
         absent = ~is_gene[:, None, :, None]
         first = first.masked_fill(absent, -1e4)  # a gene that is not there leads nowhere
         best = (first[:, :, :, None] + second[:, None]).amax(2)
@@ -120,8 +116,9 @@ class PairUpdate(nn.Module):
         total = torch.einsum("bikc,bkjc->bijc", gate, load)
         total = total * (1 + total.abs()).rsqrt()  # grows like a square root
         walks = torch.cat([torch.nn.functional.silu(best), total], -1)
-        hidden = self.own(pair) + self.turned(pair.transpose(1, 2)) + self.walk(walks)
-        hidden = hidden + self.source(node)[:, :, None] + self.target(node)[:, None]
+        source, target = self.ends(node).chunk(2, -1)
+        hidden = own + turned.transpose(1, 2) + self.walk(walks)
+        hidden = hidden + source[:, :, None] + target[:, None]
         return self.out(torch.nn.functional.silu(hidden))
 
 

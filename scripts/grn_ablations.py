@@ -1,0 +1,102 @@
+"""Each part of ``grn_phenotype`` switched off alone, on a small population.
+
+    python scripts/grn_ablations.py --seeds 0 1 [--variant NAME ...]
+
+One line of JSON for each variant, seed and size. Every variant of a seed sees the same circuits and
+is trained for the same number of steps; seconds are CPU seconds of its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+SMALL = ["simulator.n_natural=3000", "simulator.n_per_phenotype=500", "simulator.sizes_test=[4,6]"]
+INFORMED, STRUCTURE = "model=grn_informed", "model=grn_structure"
+VARIANTS: dict[str, list[str]] = {
+    "all": [INFORMED],
+    "no spectral features": [INFORMED, "model.informed.use_spectral=false"],
+    "no interventions": [INFORMED, "model.informed.use_interventions=false"],
+    "no relations": [INFORMED, "model.informed.use_relations=false"],
+    "neither": [
+        INFORMED, "model.informed.use_interventions=false", "model.informed.use_relations=false",
+    ],
+    "12 starts": [INFORMED, "model.informed.n_start=12"],
+    "no contrastive loss": [INFORMED, "loss.coeff_contrastive=0"],
+    "no constraint loss": [INFORMED, "loss.coeff_constraint=0"],
+    "no dynamics loss": [INFORMED, "loss.coeff_dynamics=0"],
+    "no auxiliary heads": [INFORMED, "loss.coeff_auxiliary=0"],
+    "no curriculum": [INFORMED, "loop=grn_plain"],
+    "structure: all": [STRUCTURE],
+    "structure: no spectral features": [STRUCTURE, "model.structure.use_spectral=false"],
+    "structure: no dynamics loss": [STRUCTURE, "loss.coeff_dynamics=0"],
+    "structure: no auxiliary heads": [STRUCTURE, "loss.coeff_auxiliary=0"],
+    "structure: no contrastive loss": [STRUCTURE, "loss.coeff_contrastive=0"],
+    "structure: no constraint loss": [STRUCTURE, "loss.coeff_constraint=0"],
+    "structure: no curriculum": [STRUCTURE, "loop=grn_plain"],
+}  # fmt: skip
+
+
+def one(overrides: list[str], seed: int) -> tuple[dict[str, float], dict[str, int], float]:
+    """Metrics, number of unstratified test circuits by size, and CPU seconds of one training."""
+    from hydra import compose
+
+    from neuralgraph import pipeline
+    from neuralgraph.cli import plain
+    from neuralgraph.core.seeding import derived_seed
+    from neuralgraph.training.session import Session
+
+    chosen = ["+experiment=grn_phenotype", f"seed={seed}", *SMALL, *overrides]
+    config: dict[str, Any] = plain(compose("train", chosen))
+    parts = pipeline.compose(config)
+    recording, truth = parts.simulator.simulate(seed)
+    given = parts.simulator.reveal(recording, truth, **config["prior"])
+    data, model = pipeline.cut_and_build(parts, config, recording, given)
+    session = Session(
+        model, data, parts.loss, optimizer=parts.optimizer, seed=derived_seed(seed, "session")
+    )
+    began = time.process_time()
+    parts.loop(session)
+    seconds = time.process_time() - began
+    parts.evaluation.sizes = [3, 4, 6]  # type: ignore[attr-defined]
+    card = parts.evaluation(session.model.eval(), data, truth, log={"final_loss": 0.0})
+    n_test = {size: n[0] for size, n in card.facts["tables"]["n_test"].items()}
+    return card.metrics, n_test, seconds
+
+
+def main() -> None:
+    """Train the variants asked for and print their scores."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS))
+    options = parser.parse_args()
+    from hydra import initialize_config_dir
+
+    from neuralgraph.config import CONFIG_FOLDER
+    from neuralgraph.core.threads import limit_threads
+
+    limit_threads(1)
+    torch.set_num_threads(1)
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        for seed in options.seeds:
+            for variant in options.variant or VARIANTS:
+                metrics, n_test, seconds = one(VARIANTS[variant], seed)
+                suffix = "_structure_only" if variant.startswith("structure") else ""
+                for size, n in n_test.items():
+                    line = {
+                        "variant": variant, "seed": seed, "n_gene": int(size), "n_test": n,
+                        "accuracy": round(metrics[f"accuracy{suffix}_{size}"], 4),
+                        "balanced": round(metrics[f"balanced_accuracy{suffix}_{size}"], 4),
+                        "train_seconds": round(seconds, 1),
+                    }  # fmt: skip
+                    sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
