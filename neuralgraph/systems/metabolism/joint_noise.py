@@ -1,5 +1,7 @@
 """Rate constants, law, homeostasis and types from noisy concentrations, without derivatives.
 
+Errors are proportional to the concentration, of mean 0, and independent between frames.
+
 1. Each course is smoothed (Whittaker, on log c, smoothness by cross-validation); the weak form of
    the smoothed courses gives a start for rate constants and law.
 2. Trajectories of greatest likelihood through the measured concentrations
@@ -102,11 +104,14 @@ def fit_concentrations(
         own.
     """
     log_c = measured_logarithm(data.concentration)
+    log_c = log_c + mean_of_logarithm(log_c, runs)
     smooth = torch.cat([whittaker(log_c[first:stop]) for first, stop in runs])
     series = Series(log_c, time, tuple(runs), known)
     data = replace(data, concentration=smooth.exp())
-    fit = _with_law(data, series, smooth)
-    fit, is_snapped = snapped(fit, log_c.numel())
+    fit, is_sufficient = _with_law(data, series, smooth)
+    is_snapped = False
+    if is_sufficient:
+        fit, is_snapped = snapped(fit, log_c.numel())
     at = float(fit.u.exp().mean())
     types, spread = None, torch.zeros(0, 2, 2, dtype=torch.float64)
     if data.has_homeostasis:
@@ -133,54 +138,75 @@ def measured_logarithm(concentration: Tensor) -> Tensor:
     return concentration.maximum(floor).log()
 
 
-def _with_law(data: KineticData, series: Series, smooth: Tensor) -> TrajectoryFit:
-    """The likelihood under the law that its criterion prefers."""
+def mean_of_logarithm(log_c: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """Half the variance of the errors of each metabolite, ``(n_met,)``.
+
+    Errors of mean 0 of c have a mean of minus that in log c. The variance is that of third
+    differences, in which smooth courses vanish.
+    """
+    third = torch.cat([log_c[first:stop].diff(n=3, dim=0) for first, stop in runs])
+    return 0.5 * third.square().mean(0) / 20
+
+
+def _with_law(data: KineticData, series: Series, smooth: Tensor) -> tuple[TrajectoryFit, bool]:
+    """The likelihood under the law that its criterion prefers, and whether that law suffices."""
     weak = weak_form(data, series.time, series.runs, series.known)
     start = fit_joint(weak)
-    is_spline = start.law.power is None
-    power = Law(torch.ones(1, dtype=torch.float64), None, start.law.levels)
-    simple = _likelihood(data, series, start, smooth, power if is_spline else start.law, True)
-    if simple is not None and not is_spline:
-        splines = _blank_splines(simple)
-        gain, n = gain_of_splines(data, series, simple, splines)
-        if gain <= (n - 1) * math.log(simple.left.numel()):
-            return simple
+    power = start
+    if start.law.power is None:
+        law = Law(torch.ones(1, dtype=torch.float64), None, start.law.levels)
+        power = replace(start, law=law)
+    simple = _likelihood(data, series, power, smooth)
+    if simple is not None and start is power and not _is_refused(data, series, simple):
+        return simple, True
+    if start is power:
         start = fit_joint(weak, is_power_refused=True)
-    rich = _likelihood(data, series, start, smooth, start.law, simple is not None)
+    rich = _likelihood(data, series, start, smooth)
+    if rich is None:  # from the power law in place of the weak form
+        if simple is not None:
+            power = replace(power, law=simple.law, log_k=simple.log_k / LN10, line=simple.line)
+        rich = _likelihood(data, series, replace(power, law=_as_splines(power.law, smooth)), smooth)
     if simple is None or rich is None:
         found = simple or rich
-        assert found is not None
-        return found
+        if found is None:
+            raise TrainingError(
+                "no trajectory of this network follows the measured concentrations: check the "
+                "stoichiometry and the times, or use loop.fit_to=derivative"
+            )
+        return found, found is rich
     n = rich.left.numel() / float(correlated_frames(rich.left).mean())
     gain = 2 * n * math.log(simple.sigma / rich.sigma)
     is_better = gain > (rich.law.theta.numel() - 1) * math.log(n)
-    return rich if is_better else simple
+    return (rich if is_better else simple), True
+
+
+def _is_refused(data: KineticData, series: Series, fit: TrajectoryFit) -> bool:
+    """Whether splines promise more likelihood than their number pays for."""
+    low, high = _reach(fit.u)
+    n = fit.law.levels.numel() * (N_CELL_TEST + 3)
+    blank = Law(torch.zeros(n, dtype=torch.float64), (low, high, N_CELL_TEST), fit.law.levels)
+    noise = 2 * float(mean_of_logarithm(series.log_c, series.runs).mean())
+    gain = gain_of_splines(data, series, fit, blank, variance=min(noise, fit.sigma**2))
+    return gain > (n - 1) * math.log(fit.left.numel())
+
+
+def _as_splines(law: Law, u: Tensor) -> Law:
+    """A power law in the basis of splines."""
+    low, high = _reach(u)
+    centre = low + (high - low) / N_CELL_TEST * (torch.arange(N_CELL_TEST + 3).double() - 1)
+    theta = torch.cat([law.log_value(centre, n) for n in range(law.levels.numel())])
+    return Law(theta, (low, high, N_CELL_TEST), law.levels)
+
+
+def _reach(u: Tensor) -> tuple[float, float]:
+    return min(float(u.min()), 0.0) - 0.05, max(float(u.max()), 0.0) + 0.05
 
 
 def _likelihood(
-    data: KineticData,
-    series: Series,
-    start: JointFit,
-    smooth: Tensor,
-    law: Law,
-    may_fail: bool = False,
+    data: KineticData, series: Series, start: JointFit, smooth: Tensor
 ) -> TrajectoryFit | None:
-    fit = fit_trajectories(
-        data, series, law=law, log_k=LN10 * start.log_k, line=start.line, u=smooth
-    )
-    if fit is None and not may_fail:
-        raise TrainingError(
-            "no trajectory of this network follows the measured concentrations: check the "
-            "stoichiometry and the times, or use loop.fit_to=derivative"
-        )
-    return fit
-
-
-def _blank_splines(fit: TrajectoryFit) -> Law:
-    """Splines over the reach of the states, all coefficients 0."""
-    low, high = min(float(fit.u.min()), 0.0) - 0.05, max(float(fit.u.max()), 0.0) + 0.05
-    n = fit.law.levels.numel() * (N_CELL_TEST + 3)
-    return Law(torch.zeros(n, dtype=torch.float64), (low, high, N_CELL_TEST), fit.law.levels)
+    log_k = LN10 * start.log_k
+    return fit_trajectories(data, series, law=start.law, log_k=log_k, line=start.line, u=smooth)
 
 
 def snapped(fit: TrajectoryFit, n: int) -> tuple[TrajectoryFit, bool]:

@@ -26,9 +26,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuralgraph.core.errors import TrainingError
 from neuralgraph.systems.metabolism.joint_data import KineticData
 from neuralgraph.systems.metabolism.joint_law import Law
-from neuralgraph.systems.metabolism.joint_solver import correlated_frames, scaled_inverse
+from neuralgraph.systems.metabolism.joint_solver import scaled_inverse
 
 PIECES = (240, 960)
 """Frames of a piece: in the first two iterations, and after them."""
@@ -38,6 +39,8 @@ LARGEST_STEP = 1.0
 """Of a natural logarithm of k in one iteration."""
 LARGEST_MOVE = 0.5
 """Of a natural logarithm of a concentration in one iteration."""
+ROUGH = 0.3
+"""Second differences of spline coefficients are expected to be of this size, in log f."""
 CHUNK = 16
 """Bins whose rows are multiplied at once."""
 
@@ -356,16 +359,25 @@ def fit_trajectories(
     n_rxn, n_met = data.n_rxn, data.n_met
     n_free = n_rxn + shooting.n_line
     n_par = n_free + law.theta.numel()
-    taken = 0
+    taken, sigma = 0, float((series.log_c - u).square().mean().sqrt())
     for taken in range(1, n_iteration + 1):
         stage = 0 if taken <= 2 else 1
         normal, slope = u.new_zeros(n_par, n_par), u.new_zeros(n_par)
         linear: list[_Piece] = []
         for piece in series.pieces(PIECES[stage]):
-            one, share, right = _linearised(shooting, u, law, log_k, line, piece, None, BINS[stage])
+            try:
+                one, share, right = _linearised(
+                    shooting, u, law, log_k, line, piece, None, BINS[stage]
+                )
+            except TrainingError:
+                return None
             normal += share
             slope += right
             linear.append(one)
+        if law.knots is not None:
+            stiff = _stiffness(law) * (sigma / ROUGH) ** 2
+            normal[n_free:, n_free:] += stiff
+            slope[n_free:] -= stiff @ law.theta
         if is_law_fixed:
             normal, slope = normal[:n_free, :n_free], slope[:n_free]
         if not bool(torch.isfinite(normal).all()):
@@ -375,6 +387,7 @@ def fit_trajectories(
         if is_law_fixed:
             step = torch.cat([step, step.new_zeros(law.theta.numel())])
         step[:n_rxn].clamp_(-LARGEST_STEP, LARGEST_STEP)
+        step[n_free:].clamp_(-LARGEST_MOVE, LARGEST_MOVE)
         move = torch.cat([_moved(shooting, one, step) for one in linear])
         log_k = log_k + step[:n_rxn]
         if shooting.n_line:
@@ -400,9 +413,17 @@ def fit_trajectories(
     return TrajectoryFit(law, log_k, line, u, covariance, sigma, criterion, left, taken)
 
 
+def _stiffness(law: Law) -> Tensor:
+    """Sum of squared second differences of the coefficients of each |s|, as a matrix."""
+    n_level = law.levels.numel()
+    n = law.theta.numel() // n_level
+    second = torch.eye(n, dtype=law.theta.dtype).diff(n=2, dim=0)
+    return torch.block_diag(*[second.T @ second] * n_level)
+
+
 def gain_of_splines(
-    data: KineticData, series: Series, fit: TrajectoryFit, splines: Law
-) -> tuple[float, int]:
+    data: KineticData, series: Series, fit: TrajectoryFit, splines: Law, *, variance: float
+) -> float:
     """Twice the log likelihood that a richer law would gain, to second order: a score test.
 
     Args:
@@ -410,9 +431,7 @@ def gain_of_splines(
         series: Measured courses.
         fit: Fit of the simpler law.
         splines: A law whose coefficients start at 0.
-
-    Returns:
-        The gain, in units of independent errors, and the number of its coefficients.
+        variance: Of the errors of log c.
 
     Source:
         Rao (1948).
@@ -431,12 +450,7 @@ def gain_of_splines(
     n = normal.shape[0] - extra
     with_extra = float(slope @ scaled_inverse(normal, ridge=1e-9)(slope))
     without = float(slope[:n] @ scaled_inverse(normal[:n, :n], ridge=1e-9)(slope[:n]))
-    return (with_extra - without) / independent_variance(fit.left), extra
-
-
-def independent_variance(left: Tensor) -> float:
-    """Variance of the errors times the frames that carry as much as one independent frame."""
-    return float((left.square().mean(0) * correlated_frames(left)).mean())
+    return (with_extra - without) / variance
 
 
 def runs_of(run: Sequence[int] | Tensor, frame: Tensor) -> tuple[tuple[int, int], ...]:
