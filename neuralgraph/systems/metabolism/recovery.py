@@ -41,6 +41,7 @@ from neuralgraph.systems.metabolism.recovery_mlp import (
     networks_from,
 )
 from neuralgraph.systems.metabolism.recovery_noise import average_noise, excess, is_noisy
+from neuralgraph.systems.metabolism.recovery_open import open_parts
 from neuralgraph.systems.metabolism.recovery_sharpen import settle, soft_round
 
 Array = np.ndarray
@@ -65,6 +66,8 @@ class Recovered:
         relative_residual: rms residual over rms derivative on all frames, ``(n_met,)``.
         confidence: Log evidence between the coefficient of an edge and the best column that
             differs there, ``(n_all_edge,)``; near 0 means undecided.
+        open: What is not determined, by reason; see
+            :func:`~neuralgraph.systems.metabolism.recovery_open.open_parts`.
     """
 
     sto_sub: Array
@@ -74,6 +77,7 @@ class Recovered:
     objective: float
     relative_residual: Array
     confidence: Array
+    open: dict[str, Array]
 
 
 @dataclass
@@ -234,6 +238,7 @@ def recover_stoichiometry(
     rms = np.sqrt((problem.dx_dt**2).mean(0))
     relative = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
     say(f"done: objective {found.objective:.2f}, median row residual {np.median(relative):.1e}")
+    confidence = decoder.confidence(pattern, found.noise, k)
     return Recovered(
         sto_sub=sto_sub,
         sto_all=sto_all,
@@ -241,7 +246,8 @@ def recover_stoichiometry(
         rate=rate,
         objective=found.objective,
         relative_residual=relative,
-        confidence=decoder.confidence(pattern, found.noise, k),
+        confidence=confidence,
+        open=open_parts(problem, confidence, k, found.k_range),
     )
 
 
@@ -266,7 +272,7 @@ class Decoded:
     k: Array
     noise: Array
     objective: float
-    k_range: tuple[float, float]
+    k_range: tuple[float, float] = (0.0, np.inf)
     net: SharedRateNetwork | None = None
 
 

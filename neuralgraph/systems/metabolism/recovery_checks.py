@@ -136,14 +136,24 @@ def checked_problem(
             )
     if c.shape != y.shape:
         raise DataError(f"concentration {c.shape} and dx_dt {y.shape} must have the same shape")
-    if len(c) < MIN_FRAMES:
-        raise DataError(
-            f"at least {MIN_FRAMES} frames are needed, got {len(c)}: simulate more or longer runs"
-        )
     if c.std(0).max(initial=0.0) <= 1e-9 * np.abs(c).max(initial=0.0):
         raise DataError(
             "the concentrations are the same in every frame, so nothing about the rates can be "
             "learned: use several initial conditions"
+        )
+    n_different = len(np.unique(c, axis=0))
+    if n_different < MIN_FRAMES:
+        counted = (
+            f"got {len(c)}"
+            if n_different == len(c)
+            else (
+                f"got {n_different} different frames among {len(c)}: equal trajectories count once"
+            )
+        )
+        raise DataError(
+            f"at least {MIN_FRAMES} frames are needed, {counted}. From fewer, the shared rate law "
+            "cannot be determined, and with it no coefficient: simulate more initial conditions or "
+            "longer runs"
         )
     if max_coefficient < 1:
         raise DataError(f"max_coefficient must be at least 1, got {max_coefficient}")

@@ -89,6 +89,7 @@ def _decode_integers(
     from neuralgraph.systems.metabolism.recovery import recover_stoichiometry
     from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
     from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
+    from neuralgraph.systems.metabolism.recovery_open import sentences
 
     spec, batch = data.spec, data.train
     assert batch.dx_dt is not None and spec.sign_all is not None
@@ -129,6 +130,8 @@ def _decode_integers(
                 f"in [{low:g}, {high:g}], |s| of a substrate equal to its |S|, a rate law like "
                 "that of untrained networks of the model's family"
             )
+            for sentence in sentences(found.open, spec.reaction_names, spec.metabolite_names):
+                session.note(sentence)
             if noise is not None and noisy:
                 size = float(np.median(noise / np.maximum(np.sqrt((dx_dt**2).mean(0)), 1e-300)))
                 session.note(
