@@ -21,6 +21,7 @@ from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 from neuralgraph.systems.metabolism.oracle import oracle_scores, oracle_stoichiometry
+from neuralgraph.systems.metabolism.rate_laws import add_law_scores
 
 if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
@@ -183,6 +184,7 @@ class MetabolismEvaluator:
             self._stoichiometry(card, baselines, data, truth, network, found, gauged, flux)
             self._rate_constants(card, baselines, model, data, truth, network, found, gauged)
             self._homeostasis(card, model, data, truth)
+            add_law_scores(card, model, data, truth, gauged)
             card.facts["identifiability"] = metrics.identifiability_table(found, network)
         self._prediction(card, baselines, model, data)
         if "final_loss" in log:
@@ -728,6 +730,10 @@ def gauged_stoichiometry(
     substrate = None
     if spec.has_roles:
         substrate = (model.met_sub, model.rxn_sub, model.sto_sub)
+    elif model.kinetics == "learned_rate":
+        # every edge is a candidate: those that the estimate itself takes for substrates
+        drives = model.sto_sub.detach().abs() > 0.5
+        substrate = (model.met_sub[drives], model.rxn_sub[drives], model.sto_sub[drives])
     return metrics.fix_gauge(
         model.met_all,
         model.rxn_all,

@@ -9,7 +9,8 @@ chooses $\alpha_j$ from the estimate and the given prior alone:
    well where the support is not given); the smallest integers where several fit alike;
 2. a column of integers with a free common factor ($1, 1, 1$ or $2, 2, 2$) is multiplied by the
    factor that brings it closest to the coefficients $|\hat s|$ with which its substrates enter
-   the model's own rate law (``sto_sub``), where the roles are given; else by 1.
+   the model's own rate law (``sto_sub``), where the roles are given, or where the estimate says
+   itself which they are; else by 1.
 
 **Gauge of the rate constants.** After the step above, $k_j \to k_j / \alpha_j$ and
 $\log_{10} k_j$ is moved by the amplitude of the learned rate law: ``mass_action`` by
@@ -46,6 +47,12 @@ alike, each from its own rate law.
 ``avg_slope_ratio``             mean of the slope ratios; opposite errors cancel in it
 ``embedding_cluster_acc``       share of metabolites in the cluster of their type (noise is none)
 ==============================  ====================================================================
+
+What is identifiable does not depend on whether roles or support are given: with noise-free data
+the rates settle the roles (a rate does not depend on products) and the support (an absent edge is a
+coefficient 0 like any other), up to columns with one and the same set {(substrate, |s|)}. Where the
+support is not given, ``exact_edges`` counts true edges only, and ``support_f1`` and
+``exact_columns`` the spurious ones as well.
 
 Exactness and gauge-fixed R² count columns of integers only: the biomass reaction of an SBML model
 has no integer scale, and its coefficients of 60 would decide every R². Such columns are left out.

@@ -78,6 +78,7 @@ def recover_roles(
     max_products: int,
     log_k_range: tuple[float, float],
     n_pass: int = 3,
+    n_step: int = 6,
     n_frame_roles: int = 1440,
     degree: Sequence[int] = (10, 6, 5),
     sharp_degree: Sequence[int] = (12, 8, 7),
@@ -103,6 +104,7 @@ def recover_roles(
         max_products: Largest number of products considered.
         log_k_range: log10 k considered, in units where the rate law is about 1.
         n_pass: Passes of the first step.
+        n_step: Rounds of automatic relevance in a pass.
         n_frame_roles: Frames used by the first step.
         degree: As in :func:`~neuralgraph.systems.metabolism.recovery.recover_stoichiometry`.
         sharp_degree: As there.
@@ -146,7 +148,7 @@ def recover_roles(
             )
     search = RoleSearch(problem, member, [splits[len(m)] for m in member], rng, n_frame_roles)
     for turn in range(n_pass):
-        search.regress(is_first=turn == 0)
+        search.regress(is_first=turn == 0, n_step=n_step if turn == 0 else min(n_step, 4))
         n_clear, n_left = search.decide()
         say(f"roles, pass {turn + 1}: {n_clear} of {n_rxn} reactions clear, {n_left} splits left")
 
@@ -182,7 +184,7 @@ def recover_roles(
         order=search.order,
         log=say,
     )
-    for _ in range(2 if n_sharpen else 0):
+    for _ in range(2 if n_sharpen > 1 else 0):
         if found.net is None:
             break
         answers = answers_of(problem, found)
@@ -398,7 +400,7 @@ class RoleSearch:
         self.noise = 1e-6 * mean_square + self.floor
         self.ranked: list[list[tuple[float, Split]]] = []
 
-    def regress(self, *, is_first: bool, n_step: int = 6) -> None:
+    def regress(self, *, is_first: bool, n_step: int) -> None:
         """Posterior of the coefficients of every row, on the features that are left."""
         classes = FIRST_CLASSES if is_first else CLASSES
         at = [CLASSES.index(c) for c in classes]

@@ -159,7 +159,7 @@ def recover_support(
         order=pursuit.order,
         log=say,
     )
-    for turn in range(n_turn if n_sharpen else 0):
+    for turn in range(n_turn if n_sharpen > 1 else 0):
         if found.net is None:
             break
         columns, n_new, n_doubtful = _reopened(
