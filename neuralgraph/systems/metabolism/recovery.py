@@ -295,11 +295,13 @@ def decode(
     noisy_degree: Sequence[int] = (6, 5, 4),
     noisy_rounds: int = 2,
     order: Callable[[PolynomialLaw, Array], Array] | None = None,
+    n_try: int = 1,
     log: Log | None = None,
 ) -> Decoded:
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`.
 
     ``order`` ranks the random rate laws ``(n_draw, n_theta)``, those to be tried first in front.
+    ``n_try`` of the starts are annealed; the least objective goes on.
     """
     say: Log = log if log is not None else lambda _: None
     noise = np.zeros(problem.n_met) if noise is None else np.asarray(noise, dtype=np.float64)
@@ -321,18 +323,17 @@ def decode(
     least = float(np.median(noise[decoder.live] / decoder.rms[decoder.live])) if noisy else 0.0
     if noisy:
         say(f"noise of the derivatives, from their differences in time: {least:.2g} of their rms")
-    theta, belief = _best_start(
-        decoder, prior, k_range, n_scan, n_start, noise if noisy else None, say
-    )
-    best = (np.inf, theta, belief)
+    starts = _best_starts(decoder, prior, k_range, n_scan, n_start, noise if noisy else None, say)
+    best = (np.inf, *starts[0])
     # the few frames of this step cannot tell more than the noise lets them
     n_level = max(2, n_anneal // 3) if noisy else n_anneal
-    for level in np.geomspace(max(2e-3, least), max(3e-5, 0.5 * least), n_level):
-        decoder.set_rates(decoder.polynomial_rates(theta))
-        belief = decoder.sweep(belief, level, k_range=k_range)
-        if (value := decoder.hard_misfit(belief)) < best[0]:
-            best = (value, theta, belief)
-        theta = prior.step(theta, *decoder.law_normal_equations(belief))
+    for theta, belief in starts[:n_try]:
+        for level in np.geomspace(max(2e-3, least), max(3e-5, 0.5 * least), n_level):
+            decoder.set_rates(decoder.polynomial_rates(theta))
+            belief = decoder.sweep(belief, level, k_range=k_range)
+            if (value := decoder.hard_misfit(belief)) < best[0]:
+                best = (value, theta, belief)
+            theta = prior.step(theta, *decoder.law_normal_equations(belief))
     _, theta, belief = best
     say(f"best objective of the polynomial law {best[0]:.2f}")
     decoder.set_rates(decoder.polynomial_rates(theta))
@@ -405,7 +406,7 @@ def _summary(belief: Belief, decoder: StoichiometryDecoder) -> str:
     return f"row residual median {np.median(relative):.1e} max {relative.max():.1e}"
 
 
-def _best_start(
+def _best_starts(
     decoder: StoichiometryDecoder,
     prior: _Prior,
     k_range: tuple[float, float],
@@ -413,8 +414,8 @@ def _best_start(
     n_start: int,
     noise: Array | None,
     say: Log,
-) -> tuple[Array, Belief]:
-    """Try draws of the prior as the law; follow the best few; return the best.
+) -> list[tuple[Array, Belief]]:
+    """Try draws of the prior as the law; follow the best few; return these, best first.
 
     With noise the best is the one that leaves least above the noise, over all rows: the median
     row of many starts is at the noise.
@@ -431,9 +432,9 @@ def _best_start(
         decoder.set_rates(decoder.polynomial_rates(draw))
         belief = decoder.sweep(decoder.start(2.0, 3.0), 1e-2, k_range=k_range)
         scores.append(np.median(decoder.misfit(belief)))
-    best: tuple[float, Array, Belief] | None = None
+    best: list[tuple[float, Array, Belief]] = []
     for tried, a in enumerate(np.argsort(scores, kind="stable")):
-        if tried >= n_start and best is not None and (best[0] < good or tried >= 4 * n_start):
+        if tried >= n_start and (best[0][0] < good or tried >= 4 * n_start):
             break
         theta, belief = prior.draws[a].copy(), decoder.start(2.0, 3.0)
         for level in np.geomspace(1e-2, 2e-3, 8):
@@ -442,10 +443,8 @@ def _best_start(
             theta = prior.step(theta, *decoder.law_normal_equations(belief))
         value = value_of(belief)
         say(f"start {a}: {_summary(belief, decoder)}")
-        if best is None or value < best[0]:
-            best = (value, theta, belief)
-    assert best is not None
-    return best[1], best[2]
+        best = sorted([*best, (value, theta, belief)], key=lambda start: start[0])
+    return [(theta, belief) for _, theta, belief in best]
 
 
 RateFunctions = Callable[[Array, Array], Array]

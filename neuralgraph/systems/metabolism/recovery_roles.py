@@ -181,7 +181,7 @@ def recover_roles(
         n_start=n_start,
         n_anneal=n_anneal,
         n_sharpen=min(n_sharpen, 3),
-        order=search.order,
+        n_try=2,
         log=say,
     )
     for _ in range(2 if n_sharpen > 1 else 0):

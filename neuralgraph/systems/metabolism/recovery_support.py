@@ -157,6 +157,7 @@ def recover_support(
         n_anneal=n_anneal,
         n_sharpen=min(n_sharpen, 2),
         order=pursuit.order,
+        n_try=2,
         log=say,
     )
     for turn in range(n_turn if n_sharpen > 1 else 0):
