@@ -342,11 +342,18 @@ def _advice(summary: Mapping[str, Any], bound: str) -> list[str]:
         now, most = more["share_precise"][0], more["share_precise"][-1]
         last = more["n_more"][-1]
         before, after = more["median_error"][0], more["median_error"][-1]
+        highest = max(more["rank"])
+        if highest > summary["rank"]:
+            first = more["rank"].index(highest)
+            result.append(
+                f"{more['n_more'][first]} further trajectories like those so far would determine "
+                f"{highest} of {summary['n_analysed']} combinations; {summary['rank']} are now."
+            )
         text = (
             f"{100 * now:.0f} % of the parameters have an error below {bound} now; with {last} "
             f"further trajectories like those so far it would be {100 * most:.0f} %"
         )
-        if before is not None and after is not None:
+        if math.isfinite(before) and math.isfinite(after):
             text += f", and the median error {100 * after:.2g} % instead of {100 * before:.2g} %"
         result.append(text + ".")
     return result

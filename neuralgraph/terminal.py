@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.scorecard import Scorecard
@@ -98,7 +99,9 @@ def print_identifiability(found: Mapping[str, Any], folder: Path) -> None:
     ):
         if texts:
             more = f"  … ({len(texts)} in all)" if len(texts) > LINES_SHOWN else ""
-            console.print(f"[bold]{title}[/bold]  {',  '.join(texts[:LINES_SHOWN])}{more}")
+            short = [t if len(t) < 60 else t[:58] + " …" for t in texts[:LINES_SHOWN]]
+            line = Text(f"{title}  ", style="bold")
+            console.print(line + Text(",  ".join(short) + more, style="not bold"))
     console.print()
     for sentence in found["sentences"]:
         console.print(sentence)

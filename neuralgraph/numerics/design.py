@@ -126,7 +126,7 @@ class More:
 def score_more(
     analysis: Analysis, alike: Sequence[Candidate], n_more: Sequence[int], *, precise_below: float
 ) -> More:
-    """Errors after ``n`` more trajectories, each with the mean information of ``alike``.
+    """Errors after ``n`` more trajectories: the first of ``alike``, beyond those their mean.
 
     Args:
         analysis: Of the data so far.
@@ -134,9 +134,9 @@ def score_more(
         n_more: How many to add.
         precise_below: Relative standard error from which a parameter counts as precise.
     """
-    added = [
-        triangular(torch.cat(parts)) / math.sqrt(len(parts))
-        for parts in zip(*(_added(analysis, c.state) for c in alike), strict=True)
+    each = [_added(analysis, candidate.state) for candidate in alike]
+    mean = [
+        triangular(torch.cat(parts)) / math.sqrt(len(parts)) for parts in zip(*each, strict=True)
     ]
     known = _known(analysis)
     value = analysis.problem.parameters.value.double()
@@ -145,7 +145,11 @@ def score_more(
     share: list[float] = []
     rank: list[int] = []
     for n in n_more:
-        after = _with(analysis, known, added, float(n))
+        if 0 < n <= len(each):  # as many as were drawn: those themselves
+            first = [torch.cat(parts) for parts in zip(*each[:n], strict=True)]
+            after = _with(analysis, known, first, 1.0)
+        else:
+            after = _with(analysis, known, mean, float(n))
         of_value = _relative_errors(after.error, value)
         finite = of_value[torch.isfinite(of_value)]
         median.append(float(finite.median()) if finite.numel() else math.nan)
