@@ -136,6 +136,24 @@ def _canonical(value: Any) -> str:
     return repr(value)
 
 
+NEGLIGIBLE = 1e-3
+"""Smallest spread between seeds, in reward: differences around it are of no consequence."""
+LOW_CHI_SQUARE = (0.0158, 0.211, 0.584, 1.064, 1.610, 2.204, 2.833, 3.490, 4.168, 4.865)
+"""10 % quantiles of chi-square with 1, 2, … degrees of freedom."""
+
+
+def _low_chi_square(degrees: int) -> float:
+    """10 % quantile of chi-square; Wilson & Hilferty (1931) beyond the table.
+
+    >>> round(_low_chi_square(20), 1)
+    12.4
+    """
+    if degrees <= len(LOW_CHI_SQUARE):
+        return LOW_CHI_SQUARE[degrees - 1]
+    part = 2 / (9 * degrees)
+    return degrees * (1 - part - 1.2816 * math.sqrt(part)) ** 3
+
+
 class History(Sequence[Iteration]):
     """Iterations in their order, with what follows from them (computed once).
 
@@ -181,9 +199,11 @@ class History(Sequence[Iteration]):
 
     @cached_property
     def spread(self) -> float | None:
-        """Run-to-run standard deviation of the reward, pooled over replicated configurations.
+        """Run-to-run standard deviation of the reward: its upper 90 % confidence limit.
 
-        Failed runs are left out; ``None`` before any configuration has run twice.
+        Pooled over replicated configurations, failed runs left out; ``None`` before any
+        configuration has run twice. One pair of seeds says little, so that the limit lies 8 times
+        above what it measured; four pairs say more (twice). It is never below ``NEGLIGIBLE``.
         """
         total, degrees = 0.0, 0
         for group in self.runs_of.values():
@@ -192,7 +212,9 @@ class History(Sequence[Iteration]):
                 mean = statistics.fmean(rewards)
                 total += math.fsum((r - mean) ** 2 for r in rewards)
                 degrees += len(rewards) - 1
-        return math.sqrt(total / degrees) if degrees else None
+        if not degrees:
+            return None
+        return max(math.sqrt(total / _low_chi_square(degrees)), NEGLIGIBLE)
 
     @cached_property
     def best(self) -> Iteration | None:

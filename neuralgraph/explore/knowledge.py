@@ -21,10 +21,6 @@ from neuralgraph.explore.words import word
 SUPPORTING_RUNS = 3
 """Runs a principle needs before it is called established."""
 N_SIGMA = 2.0
-NEIGHBOURHOOD = 0.25
-"""Distance along a parameter's range at which a comparison counts 1/e."""
-TYPICAL_GAIN = 0.05
-"""Scale of differences in the reward before any has been seen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,8 @@ class Principle:
 
     Args:
         key: The parameter.
-        direction: +1 where raising it raises the reward, -1 where it lowers it.
+        direction: +1 where raising it raises the reward, -1 where it lowers it, 0 where the best
+            value lies between the two.
         runs: Runs that support it.
         against: Runs that contradict it.
         low_value: Lowest value compared.
@@ -84,6 +81,11 @@ class Principle:
 
     def sentence(self, name: str, metric: str) -> str:
         """The principle in words."""
+        if self.direction == 0:
+            return (
+                f"{metric} is best with {name} between {word(self.low_value)} and "
+                f"{word(self.high_value)}"
+            )
         verb = "improves" if self.direction > 0 else "worsens"
         return (
             f"raising {name} from {word(self.low_value)} to {word(self.high_value)} {verb} {metric}"
@@ -111,14 +113,6 @@ class Knowledge:
         return self._by_key[key]
 
     @cached_property
-    def scale(self) -> float:
-        """Typical size of a difference that a parameter makes."""
-        gains = [abs(c.gain) for group in self._by_key.values() for c in group if c.gain]
-        if not gains:
-            return TYPICAL_GAIN
-        return max(statistics.median(gains), 1e-6)
-
-    @cached_property
     def principles(self) -> list[Principle]:
         """Statements with any support, the best supported first."""
         found = []
@@ -127,49 +121,22 @@ class Knowledge:
             for comparison in self._by_key[key]:
                 if comparison.is_support:
                     sides[1 if comparison.gain > 0 else -1].append(comparison)
-            for direction, side in sides.items():
-                other = sides.get(-direction, [])
+            up, down = sides.get(1, []), sides.get(-1, [])
+            if up and down and max(c.high for c in up) <= min(c.low for c in down) + 1e-9:
+                inner = [c.high_value for c in up], [c.low_value for c in down]
                 parameter = self.space[key]
-                values = [v for c in side for v in (c.low_value, c.high_value)]
-                values.sort(key=parameter.position)
-                found.append(
-                    Principle(
-                        key,
-                        direction,
-                        tuple(sorted({run for c in side for run in c.runs})),
-                        tuple(sorted({run for c in other for run in c.runs})),
-                        values[0],
-                        values[-1],
-                    )
-                )
-        return sorted(found, key=lambda p: (-len(p.runs), len(p.against), p.key))
-
-    def slope(self, key: str, middle: float) -> tuple[float, float]:
-        """Reward gained per unit of position around ``middle``, and the weight of the evidence.
-
-        Args:
-            key: A parameter with an order.
-            middle: Position in [0, 1].
-        """
-        total, weight = 0.0, 0.0
-        for c in self._by_key[key]:
-            width = c.high - c.low
-            if width <= 0:
+                low = max(inner[0], key=parameter.position)
+                high = min(inner[1], key=parameter.position)
+                found.append(Principle(key, 0, _runs([*up, *down]), (), low, high))
                 continue
-            w = math.exp(-abs(0.5 * (c.low + c.high) - middle) / NEIGHBOURHOOD)
-            total += w * c.gain / max(width, 0.1)
-            weight += w
-        return (total / weight if weight else 0.0), weight
-
-    def between(self, key: str, old: Any, new: Any) -> tuple[float, float]:
-        """Mean gain of one value over another, and the number of comparisons."""
-        gains = []
-        for c in self._by_key[key]:
-            if word(c.low_value) == word(old) and word(c.high_value) == word(new):
-                gains.append(c.gain)
-            elif word(c.low_value) == word(new) and word(c.high_value) == word(old):
-                gains.append(-c.gain)
-        return (statistics.fmean(gains) if gains else 0.0), float(len(gains))
+            for direction, side, other in ((1, up, down), (-1, down, up)):
+                if not side:
+                    continue
+                values = [v for c in side for v in (c.low_value, c.high_value)]
+                values.sort(key=self.space[key].position)
+                runs, against = _runs(side), _runs(other)
+                found.append(Principle(key, direction, runs, against, values[0], values[-1]))
+        return sorted(found, key=lambda p: (-len(p.runs), len(p.against), p.key))
 
     def _compare(self, key: str) -> list[Comparison]:
         groups: dict[Key, list[tuple[float, Any, Key]]] = defaultdict(list)
@@ -196,6 +163,10 @@ class Knowledge:
                 runs = tuple(i.number for i in later)
                 found.append(Comparison(key, low, high, low_value, high_value, gain, noise, runs))
         return found
+
+
+def _runs(comparisons: list[Comparison]) -> tuple[int, ...]:
+    return tuple(sorted({run for c in comparisons for run in c.runs}))
 
 
 def importance(history: History, space: Space) -> dict[str, float]:

@@ -67,13 +67,16 @@ class Batch:
     proposals: tuple[Proposal, ...]
 
 
-def explore(search: Search, folder: Path, watcher: Watcher) -> History:
+def explore(
+    search: Search, folder: Path, watcher: Watcher, pool: workers.Workers | None = None
+) -> History:
     """Run the search in its folder, from its beginning or from where it stopped.
 
     Args:
         search: What :func:`neuralgraph.explore.setup.prepare` made.
         folder: The exploration's folder, claimed by the caller.
         watcher: Looks on.
+        pool: Where to run, by default what ``explore.workers`` says; closed at the end.
     Raises:
         ConfigError: the primary metric is unknown, or every run of the first batch failed.
         NotebookError: a notebook file that was cut off or edited.
@@ -85,7 +88,7 @@ def explore(search: Search, folder: Path, watcher: Watcher) -> History:
         search.space, search.plan, search.settings, search.seed, search.describe_code
     )
     proposer = proposers.build(common, say=watcher.say)
-    pool = workers.build(search.settings, folder)
+    pool = pool or workers.build(search.settings, folder)
     try:
         while len(history) < search.settings.n_iterations:
             batch = book.pending(history) or _decide(search, history, folder, proposer)

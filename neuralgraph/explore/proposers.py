@@ -117,7 +117,7 @@ class Rules:
             role = "exploit"
         found: Proposal | None = None
         if role == "second best":
-            found = strategies.exploit(view, "second-highest UCB", rank=1)
+            found = strategies.second_best(view, "the best of those not taken by another slot")
         elif role == "under-visited":
             found = strategies.explore(view, "the least visited node outside the recent chain")
         elif role == "principle test":

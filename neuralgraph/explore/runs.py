@@ -97,6 +97,8 @@ def configured(
         config[variant.group] = with_variant(config[variant.group], variant)
     config |= {"search_space": None, "search_plan": None, "explore": None, "resume": None}
     config["trainer"]["progress"] = False
+    if "identifiability" in config:  # what the data determine is the same for every run
+        config["identifiability"] = None
     if not report:
         config["report"] = dict(NO_REPORT)
     if "group" in config["logger"] and config["logger"]["group"] is None:

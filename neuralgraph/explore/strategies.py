@@ -16,6 +16,7 @@ from neuralgraph.explore.history import Iteration, Proposal
 from neuralgraph.explore.space import SEED, VARIANT, same_value
 from neuralgraph.explore.tree import distance
 from neuralgraph.explore.view import View
+from neuralgraph.explore.words import word
 
 N_CONVERGED = 3
 """Converged runs in a row that call for a probe."""
@@ -29,6 +30,11 @@ N_MERGED = 8
 DISTANT = 3
 """Edges between two nodes that count as distant."""
 N_BEFORE_CODE = 4
+CURIOUS = 3.0
+"""Weight of the unknown when exploring; 1 when exploiting."""
+TESTING = 0.0
+N_TOGETHER = 8
+"""Predicted improvements that one principle test combines at most."""
 N_FLOPS = 2
 """Uses of a strategy in a row without an improvement, after which it rests for the block."""
 
@@ -58,15 +64,14 @@ def always(view: View) -> str | None:
     return "highest UCB"
 
 
-def exploit(view: View, why: str, rank: int = 0) -> Proposal | None:
-    """A conservative mutation of the node with the highest UCB (or the one of a rank)."""
+def exploit(view: View, why: str) -> Proposal | None:
+    """A conservative mutation of the node with the highest UCB."""
     if not view.nodes:
         change = view.best_change(None)
         return (
             None if change is None else view.proposal(None, change, "exploit", "root of the block")
         )
-    order = view.nodes[rank:] + view.nodes[:rank]
-    for node in order:
+    for node in view.nodes:
         change = view.best_change(node.id)
         if change is not None:
             return view.proposal(node.id, change, "exploit", f"{why} ({node.ucb:.3f})")
@@ -85,21 +90,26 @@ def quarter_of_successes(view: View) -> str | None:
 
 
 def explore(view: View, why: str) -> Proposal | None:
-    """The least visited node outside the recent chain, and the parameter least is known of."""
+    """The least visited node outside the recent chain, and a change that little is known of."""
     outside = [n for n in view.nodes if n.id not in view.recent_chain] or view.nodes
     busy = {d.parent for d in view.drafts}
     for node in sorted(outside, key=lambda n: (n.id in busy, n.visits, -n.ucb)):
-        known = {
-            key: sum(1 for _ in view.knowledge.comparisons(key))
-            for key in view.space
-            if view.options(view.values_of(node.id), key)
-        }
-        taken = {c.key for d in view.drafts for c in d.changes}
-        for least in sorted(set(known.values())):
-            keys = [k for k, n in known.items() if n == least and k not in taken]
-            change = view.best_change(node.id, keys=keys)
-            if change is not None:
-                return view.proposal(node.id, change, "explore", why)
+        change = view.best_change(node.id, curiosity=CURIOUS)
+        if change is not None:
+            return view.proposal(node.id, change, "explore", why)
+    return None
+
+
+def second_best(view: View, why: str) -> Proposal | None:
+    """The best configuration of the block that no earlier slot starts from."""
+    taken = {d.parent for d in view.drafts}
+    reward = view.history.mean_reward
+    for iteration in sorted(view.iterations, key=lambda i: (-reward[i.key], i.number)):
+        if iteration.number in taken:
+            continue
+        change = view.best_change(iteration.number)
+        if change is not None:
+            return view.proposal(iteration.number, change, "exploit", why)
     return None
 
 
@@ -355,7 +365,7 @@ def _replicate(view: View) -> Proposal | None:
     n_done = sum(i.proposal.is_replicate for i in history) + sum(
         d.is_replicate for d in view.drafts
     )
-    allowed = math.ceil(view.settings.replicate_share * view.number)
+    allowed = math.floor(view.settings.replicate_share * view.number)
     if best is None or n_done >= allowed or len(history.runs_of[best.key]) >= N_CONVERGED:
         return None
     if history.spread is None:
@@ -368,29 +378,31 @@ def _replicate(view: View) -> Proposal | None:
 
 
 def _test(view: View, why: str) -> Proposal | None:
+    """From the best node, everything that the runs so far predict an improvement of, together.
+
+    One change at a time is added, the most promising first, while one is left that promises more
+    than chance; the runs that follow are again one change away from it.
+    """
     node = view.best
     if node is None:
         return None
-    metric = "the primary metric"
-    for principle in view.knowledge.principles:
-        if principle.is_established or principle.key not in view.space:
-            continue
-        parameter = view.space[principle.key]
-        for candidate in view.nodes:
-            values = view.values_of(candidate.id)
-            needed = parameter.missing(values)
-            if needed is None or not parameter.is_ordered:
-                continue
-            new = parameter.moved(values[principle.key], principle.direction)
-            if new is None:
-                continue
-            found = view.proposal(
-                candidate.id, {**needed, principle.key: new}, "principle-test", why,
-                testing=principle.sentence(parameter.name, metric),
-            )  # fmt: skip
-            if found is not None:
-                return found
-    return None
+    changes: dict[str, Any] = {}
+    while len(changes) < N_TOGETHER:
+        more = view.best_change(
+            node.number, base=changes, avoid=list(changes), curiosity=TESTING, least=0.0
+        )
+        if more is None:
+            break
+        changes |= more
+    if not changes:
+        changes = view.best_change(node.number, curiosity=0.0) or {}
+    testing = ", ".join(
+        f"{view.space[key].name} {word(value)} rather than {word(node.values[key])}"
+        for key, value in changes.items()
+    )
+    return view.proposal(
+        node.number, changes, "principle-test", why, testing=f"predicted to improve: {testing}"
+    )
 
 
 def plateau_after_sweeps(view: View) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from neuralgraph.explore.knowledge import Knowledge
 from neuralgraph.explore.notebook import Change, CodeChange
 from neuralgraph.explore.plan import Plan
 from neuralgraph.explore.space import SEED, Space, same_value
+from neuralgraph.explore.surrogate import Surrogate
 from neuralgraph.explore.tree import Node, grow
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 STEPS = (0.25, 0.125, 0.5)
 """Shares of a range that one mutation may take; the first is the conservative one."""
+HINT, TIE = 0.05, 0.01
+"""Weights of the plan's hints and of chance, in units of the rewards' spread."""
 
 
 @dataclass
@@ -48,10 +52,16 @@ class View:
     rng: np.random.Generator
     drafts: list[Proposal] = field(default_factory=list[Proposal])
     describe_code: Callable[[str], CodeChange] | None = None
-    knowledge: Knowledge = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.knowledge = Knowledge(self.history, self.space)
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """Comparisons and principles."""
+        return Knowledge(self.history, self.space)
+
+    @cached_property
+    def surrogate(self) -> Surrogate:
+        """What to expect of a change."""
+        return Surrogate(self.history, self.space)
 
     # -- where we are --------------------------------------------------------------------------
 
@@ -195,67 +205,81 @@ class View:
         *,
         keys: Sequence[str] | None = None,
         avoid: Sequence[str] = (),
+        curiosity: float = 1.0,
+        base: Mapping[str, Any] | None = None,
+        least: float | None = None,
     ) -> dict[str, Any] | None:
         """The untried change of one parameter that promises most from a node.
 
-        A promise is the gain that comparisons around this value predict, plus what is unknown of
-        it (an upper confidence bound again), plus a little for the plan's order, the focus of the
-        block and the plan's interactions.
+        A promise is the gain that all runs so far predict, plus ``curiosity`` times what is not
+        known of it (steps longer than the conservative one gain nothing by that), plus a little for
+        the plan's order, the focus of the block and the plan's interactions.
 
         Args:
             parent: Node it starts from.
             keys: Parameters to choose among, by default all.
             avoid: Parameters to leave alone.
+            curiosity: Weight of the unknown; 0 goes by what is known.
+            base: Changes that are made already, to which one more is sought.
+            least: Promise that is asked for, in units of the rewards' spread.
         """
-        values = self.values_of(parent)
+        values = {**self.values_of(parent), **(base or {})}
+        options: list[tuple[str, dict[str, Any]]] = [
+            (key, change)
+            for key in (self.space if keys is None else keys)
+            if key not in avoid
+            for change in self.options(values, key)
+            if not self.is_tried({**values, **change})
+        ]
+        if not options:
+            return None
+        gain, unknown = self.surrogate.gains(values, [{**values, **c} for _, c in options])
+        scale = self.surrogate.scale
         busy = {c.key for d in self.drafts for c in d.changes}
-        scored: list[tuple[float, int, dict[str, Any]]] = []
-        for key in self.space if keys is None else keys:
-            if key in avoid:
+        best, chosen = -math.inf, None
+        for index, (key, change) in enumerate(options):
+            promise = float(gain[index]) + curiosity * float(unknown[index]) * self._care(
+                values, key, change[key]
+            )
+            if least is not None and promise <= least * scale:
                 continue
-            for change in self.options(values, key):
-                if self.is_tried({**values, **change}):
-                    continue
-                score = self._promise(values, key, change[key], parent)
-                score -= self.knowledge.scale if key in busy else 0.0
-                score += 0.05 * self.knowledge.scale * float(self.rng.random())
-                scored.append((score, -len(scored), change))
-        return max(scored, key=lambda s: s[:2])[2] if scored else None
+            promise += scale * self._hint(parent, key, values[key], change[key])
+            promise -= scale if key in busy and base is None else 0.0
+            promise += TIE * scale * float(self.rng.random())
+            if promise > best:
+                best, chosen = promise, change
+        return chosen
 
-    def _promise(self, values: Mapping[str, Any], key: str, new: Any, parent: int | None) -> float:
-        known, parameter = self.knowledge, self.space[key]
-        scale = known.scale
-        if parameter.is_ordered and new is not None and values[key] is not None:
-            here, there = parameter.position(values[key]), parameter.position(new)
-            step = there - here
-            slope, weight = known.slope(key, 0.5 * (here + there))
-            gain = slope * step * weight / (weight + 0.5)
-            size = min(abs(step) / STEPS[0], 1.0)
-        else:
-            step = 0.0
-            gain, weight = known.between(key, values[key], new)
-            gain *= weight / (weight + 0.5)
-            size = 1.0
-        compared = known.comparisons(key)
-        is_inert = bool(compared) and all(c.gain == 0 for c in compared)
-        promise = gain + (0.0 if is_inert else scale * size / (1 + 2 * weight) ** 0.5)
+    def _care(self, values: Mapping[str, Any], key: str, new: Any) -> float:
+        """Weight of the unknown of a step: 1 for a conservative one, less for a longer one."""
+        parameter = self.space[key]
+        if not parameter.is_ordered:
+            return 1.0
+        length = abs(parameter.position(new) - parameter.position(values[key]))
+        conservative = STEPS[0]
+        if parameter.values:
+            conservative = max(conservative, 1.0 / max(len(parameter.values) - 1, 1))
+        return min(conservative / length, 1.0) if length > 0 else 1.0
+
+    def _hint(self, parent: int | None, key: str, old: Any, new: Any) -> float:
+        """What order, focus and interactions of the plan add, in units of the rewards' spread."""
+        hint = HINT if key in self.focus else 0.0
         if key in self.plan.order:
-            promise += 0.25 * scale * (1 - self.plan.order.index(key) / len(self.plan.order))
-        if key in self.focus:
-            promise += 0.25 * scale
-        if parent is not None and step:
-            promise += 0.25 * scale * self._invited(parent, key, step)
-        return promise
+            hint += HINT * (1 - self.plan.order.index(key) / len(self.plan.order))
+        parameter = self.space[key]
+        if parent is None or not parameter.is_ordered:
+            return hint
+        step = parameter.position(new) - parameter.position(old)
+        return hint + (HINT if self._is_invited(parent, key, step) else 0.0)
 
-    def _invited(self, parent: int, key: str, step: float) -> float:
-        """1 where the plan says that this change goes with the one that made the parent."""
+    def _is_invited(self, parent: int, key: str, step: float) -> bool:
+        """Whether the plan says that this change goes with the one that made the parent."""
         iteration = self.history.node(parent)
+        if (self.history.gain(iteration) or 0.0) <= 0:
+            return False
         for interaction in self.plan.interactions:
             mine = interaction.raised if step > 0 else interaction.lowered
-            if key not in mine:
-                continue
-            for change in iteration.proposal.changes:
-                others = {*interaction.raised, *interaction.lowered} - {key}
-                if change.key in others and (self.history.gain(iteration) or 0.0) > 0:
-                    return 1.0
-        return 0.0
+            others = {*interaction.raised, *interaction.lowered} - {key}
+            if key in mine and any(c.key in others for c in iteration.proposal.changes):
+                return True
+        return False

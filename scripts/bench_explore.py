@@ -1,0 +1,214 @@
+"""Rules against random search and Optuna's TPE: best metric against number of runs.
+
+    python scripts/bench_explore.py --out bench.json              # the whole comparison
+    python scripts/bench_explore.py --repeats 2 --runs 12 --out quick.json
+    python scripts/bench_explore.py --show bench.json             # table and intervals again
+
+Every proposer gets the same number of runs on the same data; a repeat has its own network, data,
+training seed and choices of the search. A comparison that was stopped goes on with what ``--out``
+holds. One process, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from neuralgraph.core.files import write_text
+from neuralgraph.explore.loop import Watcher, explore
+from neuralgraph.explore.runs import Job, Result, do
+from neuralgraph.explore.setup import prepare
+from neuralgraph.explore.workers import OnDone
+
+EXPERIMENT = "metabolism_joint_document"
+METRIC = "rate_constants_R2_identifiable"
+SMALL = (
+    "simulator.n_met=20",
+    "simulator.n_rxn=40",
+    "simulator.n_frame=120",
+    "simulator.n_test_run=1",
+    "evaluation.every=0",
+    f"evaluation.primary_metric={METRIC}",
+    "explore.n_epochs=1",
+    "explore.data_augmentation_loop=100",
+    "explore.report=false",
+)
+PROPOSERS = ("rules", "random", "optuna")
+N_BOOTSTRAP = 4000
+
+
+class Inline:
+    """Runs in this process, one after the other; knows how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def run(self, jobs: Sequence[Job], on_done: OnDone) -> list[Result]:
+        """Do all jobs."""
+        results = []
+        for index, job in enumerate(jobs):
+            began = time.process_time()
+            results.append(do(job))
+            if job.kind == "run":
+                self.seconds.append(time.process_time() - began)
+                shutil.rmtree(job.folder, ignore_errors=True)
+            on_done(index, results[-1])
+        return results
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain config of the verb."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from neuralgraph.cli import plain
+    from neuralgraph.config import CONFIG_FOLDER
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        return plain(compose("explore", list(overrides)))
+
+
+def one(
+    proposer: str, repeat: int, n_runs: int, n_block: int, extra: Sequence[str], data: Path
+) -> dict[str, Any]:
+    """One search: the metric of every run in order."""
+    config = composed(
+        [
+            f"+experiment={EXPERIMENT}",
+            *SMALL,
+            f"explore.proposer={proposer}",
+            f"explore.n_iter_block={n_block}",
+            f"explore.n_blocks={n_runs // n_block}",
+            f"seed={1000 + repeat}",
+            *extra,
+        ]
+    )
+    pool = Inline()
+    with tempfile.TemporaryDirectory(prefix="neuralgraph_bench_explore_") as base:
+        folder = Path(base)
+        (folder / "data").symlink_to(data, target_is_directory=True)
+        history = explore(prepare(config), folder, Watcher(), pool)
+        return {
+            "proposer": proposer,
+            "repeat": repeat,
+            "metric": [i.metric for i in history],
+            "strategy": [i.proposal.strategy for i in history],
+            "changes": [[str(c) for c in i.proposal.changes] for i in history],
+            "cpu_s": pool.seconds,
+        }
+
+
+def best_so_far(metric: Sequence[float | None]) -> list[float]:
+    """Running maximum; a run without the metric changes nothing."""
+    best, line = -np.inf, []
+    for value in metric:
+        best = max(best, -np.inf if value is None else value)
+        line.append(best)
+    return line
+
+
+def interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Median over repeats with its 95 % bootstrap interval."""
+    drawn = rng.choice(values, size=(N_BOOTSTRAP, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)
+
+
+def show(content: dict[str, Any]) -> None:
+    """Table of the best metric after some numbers of runs, and paired differences."""
+    console = Console()
+    rng = np.random.default_rng(0)
+    rows = content["searches"]
+    names = [p for p in PROPOSERS if any(r["proposer"] == p for r in rows)]
+    lines = {
+        p: {r["repeat"]: best_so_far(r["metric"]) for r in rows if r["proposer"] == p}
+        for p in names
+    }
+    common = sorted(set.intersection(*(set(x) for x in lines.values())))
+    n = min(len(line) for x in lines.values() for line in x.values())
+    points = sorted({4, 8, 12, 16, 24, 32, n} & set(range(1, n + 1)))
+    table = Table(title=f"best {METRIC}: median over {len(common)} repeats [95 % interval]")
+    table.add_column("runs", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for point in points:
+        cells = []
+        for name in names:
+            values = np.array([lines[name][r][point - 1] for r in common])
+            middle, low, high = interval(values, rng)
+            cells.append(f"{middle:.3f} [{low:.3f}, {high:.3f}]")
+        table.add_row(str(point), *cells)
+    console.print(table)
+    if "rules" in names:
+        for other in (p for p in names if p != "rules"):
+            difference = np.array([lines["rules"][r][n - 1] - lines[other][r][n - 1] for r in common])
+            middle, low, high = interval(difference, rng)
+            wins = int((difference > 0).sum())
+            console.print(
+                f"rules minus {other} after {n} runs: {middle:+.3f} [{low:+.3f}, {high:+.3f}], "
+                f"better in {wins} of {len(common)}"
+            )
+    seconds = np.array([s for r in rows for s in r["cpu_s"]])
+    console.print(
+        f"{len(seconds)} runs, {np.median(seconds):.2f} s of CPU each (median), "
+        f"{seconds.max():.1f} s at most"
+    )
+
+
+def main() -> None:
+    """Run what is missing, then show."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first repeat")
+    parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--block", type=int, default=12, help="iterations of a block")
+    parser.add_argument("--proposers", default=",".join(PROPOSERS))
+    parser.add_argument("--out", type=Path, default=Path("bench_explore.json"))
+    parser.add_argument("--show", type=Path, help="only show a finished comparison")
+    parser.add_argument("overrides", nargs="*", help="more overrides, such as explore.ucb_c=0.5")
+    options = parser.parse_args()
+    if options.show:
+        show(json.loads(options.show.read_text(encoding="utf-8")))
+        return
+    content: dict[str, Any] = {"overrides": [*SMALL, *options.overrides], "searches": []}
+    if options.out.exists():
+        content = json.loads(options.out.read_text(encoding="utf-8"))
+    done = {(r["proposer"], r["repeat"]) for r in content["searches"]}
+    with tempfile.TemporaryDirectory(prefix="neuralgraph_bench_data_") as data:
+        for repeat in range(options.first, options.first + options.repeats):
+            for proposer in options.proposers.split(","):
+                if (proposer, repeat) in done:
+                    continue
+                began = time.process_time()
+                row = one(
+                    proposer, repeat, options.runs, options.block, options.overrides, Path(data)
+                )
+                content["searches"].append(row)
+                write_text(options.out, json.dumps(content, indent=1) + "\n")
+                print(
+                    f"repeat {repeat} {proposer}: best {best_so_far(row['metric'])[-1]:.3f}, "
+                    f"{time.process_time() - began:.0f} s of CPU",
+                    flush=True,
+                )
+    show(content)
+
+
+if __name__ == "__main__":
+    main()
