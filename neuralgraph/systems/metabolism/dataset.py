@@ -38,6 +38,8 @@ class MetabolismSpec:
         mass_balanced: Whether every reaction conserves the sum of coefficients, as far as public.
         flux_limit: Whether the data come from rates that are limited by what is left of a
             substrate, as far as public.
+        n_drive: Number of known functions of time among the inputs.
+        drive_sub, drive_rxn: Which of them each rate depends on, ``(n_drive_edge,)``, with roles.
     """
 
     n_met: int
@@ -60,6 +62,9 @@ class MetabolismSpec:
     has_support: bool
     mass_balanced: bool | None = None
     flux_limit: bool | None = None
+    n_drive: int = 0
+    drive_sub: Tensor | None = None
+    drive_rxn: Tensor | None = None
 
     def moved(self, device: torch.device | str | None, dtype: torch.dtype | None) -> MetabolismSpec:
         """The same spec on another device, its floating tensors in another type."""
@@ -78,7 +83,8 @@ class MetabolismBatch:
     Args:
         concentration: ``(n_batch, n_met)`` mM.
         dx_dt: Its time derivative, ``(n_batch, n_met)`` mM/min.
-        inputs: External input at the frame, ``(n_batch, n_met)``, or ``None``.
+        inputs: External input at the frame, ``(n_batch, n_met)``, or known functions of time,
+            ``(n_batch, n_drive)``, or ``None``.
         future: The next ``horizon`` states, ``(n_batch, horizon, n_met)``; ``None`` for 1.
         future_inputs: External input at those frames, or ``None``.
         dt: Frame interval, min.
@@ -197,10 +203,8 @@ class MetabolismData:
         self._state = recording.state.reshape(-1, n_met)[keep].to(self.dtype)
         assert recording.dx_dt is not None
         self._dx_dt = recording.dx_dt.reshape(-1, n_met)[keep].to(self.dtype)
-        external = recording.inputs.get("external_input")
-        self._inputs = (
-            None if external is None else external.reshape(-1, n_met)[keep].to(self.dtype)
-        )
+        external = recording.inputs.get("external_input", recording.inputs.get("time_dependent"))
+        self._inputs = None if external is None else external.flatten(0, 1)[keep].to(self.dtype)
         self._run, self._frame = run_of[keep], frame_of[keep]
         self._time = recording.time.reshape(-1)[keep].to(self.dtype)
         # frames of the same run and part that follow each frame without a gap
@@ -413,6 +417,7 @@ def _spec(
             raise DataError(
                 f"given '{name}' must have {size} entries, as {of} says; got {len(given[name])}"
             )
+    drives = recording.inputs.get("time_dependent")
     return MetabolismSpec(
         n_met=n_met,
         n_rxn=n_rxn,
@@ -430,6 +435,9 @@ def _spec(
         concentration_scale=scale,
         frame_interval=interval,
         input_mode=str(recording.provenance.get("external_input_mode", "none")),
+        n_drive=0 if drives is None or "external_input" in recording.inputs else drives.shape[-1],
+        drive_sub=given.get("drive_sub"),
+        drive_rxn=given.get("drive_rxn"),
         has_roles=has_roles,
         has_support=has_support,
         mass_balanced=recording.provenance.get("mass_balanced"),

@@ -59,6 +59,8 @@ class Reaction:
         k: Rate constant of the power law, or ``None``.
         is_integer: Whether integers fit the column.
         confidence: Lowest confidence of its coefficients in (0, 1), ``None`` where S is given.
+        modifiers: Metabolites that act on the rate and are not among its reactants or products.
+        is_reversible: Whether the rate may be negative.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Reaction:
     k: float | None
     is_integer: bool
     confidence: float | None
+    modifiers: tuple[int, ...] = ()
+    is_reversible: bool = False
 
     def text(self, names: Sequence[str]) -> str:
         """``A + 2 B -> C``.
@@ -77,7 +81,10 @@ class Reaction:
         """
         if not self.left and not self.right:
             return "no metabolite changes"
-        return f"{_side(self.left, names)} -> {_side(self.right, names)}".strip()
+        arrow = "<->" if self.is_reversible else "->"
+        line = f"{_side(self.left, names)} {arrow} {_side(self.right, names)}".strip()
+        acting = ", ".join(names[i] for i in self.modifiers)
+        return f"{line}   [rate depends on {acting}]" if acting else line
 
 
 def _side(side: Mapping[int, float], names: Sequence[str]) -> str:
@@ -315,7 +322,12 @@ def _power(model: Metabolism_Propagation, data: MetabolismData) -> float | None:
 
 
 def _left_out(model: Metabolism_Propagation, power: float | None) -> Iterator[str]:
-    if power is None:
+    if model.kinetics == "own_rates":
+        yield (
+            "each reaction has a learned law of its own, of its change alone: the reactions carry "
+            "no kinetic law"
+        )
+    elif power is None:
         yield (
             "the learned rate law is a neural network, for which SBML has no form: the reactions "
             "carry no kinetic law"
@@ -356,7 +368,11 @@ def _reactions(
     if power is not None:
         alpha = substrate_amplitude(model)
         k = k + metrics.log_k_shift_mass_action(alpha, spec.rxn_sub.cpu(), spec.n_rxn)
+    is_own = model.kinetics == "own_rates"
     for j, name in enumerate(spec.reaction_names):
+        acting = tuple(sorted(i for i in inside[j] if i not in net[j])) if is_own else ()
+        if is_own:
+            inside[j] = {}
         left = {i: -s for i, s in net[j].items() if s < 0}
         for i, s in inside[j].items():
             if i not in left:  # a catalyst
@@ -373,6 +389,8 @@ def _reactions(
             k=None if power is None else 10 ** float(k[j]),
             is_integer=bool(whole[j]),
             confidence=None if network.is_given or not net[j] else worst[j],
+            modifiers=acting,
+            is_reversible=is_own,
         )
 
 

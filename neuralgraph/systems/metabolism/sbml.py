@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -523,6 +524,9 @@ class MetabolismSBMLKinetic(RevealsPrior):
             "is_integer_column": integer_columns(network),
             "flux": flux,
         }
+        if model.time_dependent:
+            drive, at = self._drives(model)
+            parameters |= {"drive_sub": drive, "drive_rxn": at}
         measured, derivative, source = state, dx_dt, "exact"
         if self.noise.is_measured:
             parameters["clean_state"], parameters["clean_dx_dt"] = state, dx_dt
@@ -631,6 +635,21 @@ class MetabolismSBMLKinetic(RevealsPrior):
         edges = zip(network.met_all.tolist(), network.rxn_all.tolist(), strict=True)
         sign = torch.tensor([signs[edge] for edge in edges], dtype=torch.float64)
         return with_warnings(network), sign
+
+    def _drives(self, model: SBMLModel) -> tuple[Tensor, Tensor]:
+        """Which function of time stands in which law: two index vectors."""
+        pairs = [
+            (d, j)
+            for j, r in enumerate(model.reactions)
+            for d, name in enumerate(model.time_dependent)
+            if re.search(rf"\b{re.escape(name)}\b", r.law)
+        ]
+        if self.split_reversible:
+            reverse = [j for j, r in enumerate(model.reactions) if r.reversible]
+            place = {j: len(model.reactions) + n for n, j in enumerate(reverse)}
+            pairs += [(d, place[j]) for d, j in pairs if j in place]
+        drive, rxn = zip(*pairs, strict=True) if pairs else ((), ())
+        return torch.tensor(drive, dtype=torch.long), torch.tensor(rxn, dtype=torch.long)
 
     def _run(
         self, runner: Any, model: SBMLModel, species: list[str], run: int, initial: np.ndarray

@@ -46,6 +46,16 @@ class Writable(Protocol):
         ...
 
     @property
+    def modifiers(self) -> Sequence[int]:
+        """Metabolites that act on the rate alone."""
+        ...
+
+    @property
+    def is_reversible(self) -> bool:
+        """Whether the rate may be negative."""
+        ...
+
+    @property
     def confidence(self) -> float | None:
         """Lowest confidence of its coefficients, or ``None``."""
         ...
@@ -123,7 +133,7 @@ def _add(libsbml: Any, model: Any, reaction: Writable, species: list[str], ident
     entry = model.createReaction()
     entry.setId(identifier)
     entry.setName(reaction.name)
-    entry.setReversible(False)
+    entry.setReversible(reaction.is_reversible)
     for side, create in (
         (reaction.left, entry.createReactant),
         (reaction.right, entry.createProduct),
@@ -135,11 +145,11 @@ def _add(libsbml: Any, model: Any, reaction: Writable, species: list[str], ident
             reference.setConstant(True)
     if reaction.confidence is not None:
         entry.setNotes(_html([f"lowest confidence of a coefficient: {reaction.confidence:.4g}"]))
+    acting = {*reaction.modifiers, *(i for i in reaction.order if i not in reaction.left)}
+    for i in sorted(acting):
+        entry.createModifier().setSpecies(species[i])
     if reaction.k is None:
         return
-    for i in sorted(reaction.order):
-        if i not in reaction.left:
-            entry.createModifier().setSpecies(species[i])
     law = entry.createKineticLaw()
     constant = law.createLocalParameter()
     constant.setId("k")

@@ -233,8 +233,9 @@ class RevealsPrior:
             support: Which (metabolite, reaction) pairs have a net coefficient: ``met_all``,
                 ``rxn_all``.
             roles: Which metabolites are on the substrate side: ``met_sub``, ``rxn_sub``; with
-                ``support`` also ``sign_all`` in {-1, 0 (both sides), +1}, and ``order_sub``
-                where the rate-law family fixes the kinetic orders.
+                ``support`` also ``sign_all`` in {-1, 0 (both sides), +1}, ``order_sub`` where the
+                rate-law family fixes the kinetic orders, and ``drive_sub``, ``drive_rxn`` where
+                functions of time act in the laws.
             stoichiometry: The coefficients themselves: ``sto_sub``, ``sto_all`` (and so support
                 and roles).
             rate_constants: ``log_k``.
@@ -277,6 +278,8 @@ class RevealsPrior:
                     )
                 )
             given[name] = known[name].clone()
+        if roles and "drive_sub" in known:  # functions of time that act in the laws
+            given.update(drive_sub=known["drive_sub"].clone(), drive_rxn=known["drive_rxn"].clone())
         if roles and truth is not None and truth.facts.get("order_rule") == "one":
             given["order_sub"] = known["order_sub"].clone()
         return given
