@@ -68,6 +68,70 @@ class Source:
     licence: str
 
 
+PYBOOLNET = (
+    ("arellano_rootstem", "arellano_rootstem/arellano_rootstem",
+     "e96a9c06c10824e72e8d4134514d1b077efe584dfcfa871411e8f22ffdbe962a"),
+    ("calzone_cellfate", "calzone_cellfate/calzone_cellfate",
+     "1e72b12170f48b51a54aa6300e95dc7c7f847a9d50f7dc78eeed3fb611f3b5f1"),
+    ("dahlhaus_neuroplastoma", "dahlhaus_neuroplastoma/dahlhaus_neuroplastoma",
+     "b55112d4779847cbdbac3f9435255d6acdccff3b740509fa9b5e9cf85a832c10"),
+    ("davidich_yeast", "davidich_yeast/davidich_yeast",
+     "9c8a1f32178f89f89467fe2c9d8e3e22d2dc380c7b357dcdc7a4cd4abe1da0cc"),
+    ("dinwoodie_life", "dinwoodie_life/dinwoodie_life",
+     "a36946ddd5edb492997ef22d638c52f0184935edb74698f8e274a9f2bf22e9ac"),
+    ("dinwoodie_stomatal", "dinwoodie_stomatal/dinwoodie_stomatal",
+     "ce0c21f6efe7f2b3f1508ab47e818cd276a4bdd5dd7651b905c561aada07df10"),
+    ("faure_cellcycle", "faure_cellcycle/faure_cellcycle",
+     "1ce4463e66f53db98ad0bc3c5203da8824f8a473681f56ecb963b9a61f93a2f3"),
+    ("grieco_mapk", "grieco_mapk/grieco_mapk",
+     "2f4f479516ce8be8bb2d91e9d739ff12995502803f829349926a97ab1154f9ae"),
+    ("irons_yeast", "irons_yeast/irons_yeast",
+     "4d7aea4d6a711483dca45bed533a6fb6f9ad80113e283c129c5f8d487d68132d"),
+    ("jaoude_thdiff", "jaoude_thdiff/jaoude_thdiff",
+     "7b7eb7c791bee11a5494930be288dd4c2355dbfdebeeed7fb31ccf300e85f55a"),
+    ("klamt_tcr", "klamt_tcr/klamt_tcr",
+     "75413e24e2266d99515e6d3174cc2fae9f9de5e56c1d9da2fb7a582c27c1e037"),
+    ("krumsiek_myeloid", "krumsiek_myeloid/krumsiek_myeloid",
+     "813dab8c714d7800e4f6a902029a66aa9ea307d935a41eadac0e852cf448c58c"),
+    ("multivalued", "multivalued/multivalued",
+     "ad02c284970517f50791f65a537f13df17ee76df06f35187333e38ed1587311f"),
+    ("n12c5", "n12c5/n12c5",
+     "b901d8d798b17c0280793ead14ea9dd297098caadbfc50acef443cb3a1b872fb"),
+    ("n3s1c1a", "n3s1c1a/n3s1c1a",
+     "933432ffcb944d4b76aa126daa0bc9a0554db55967c14ab6e94314d560e6ea16"),
+    ("n3s1c1b", "n3s1c1b/n3s1c1b",
+     "3af45c22abbdd7f2edf23b15889f16bebe0b53a3ba42017d5a27061e97915fa2"),
+    ("n5s3", "n5s3/n5s3",
+     "304ccca2f55ff9e735f8708b0f6dac4b9180d586032f7074909917b1e3b09203"),
+    ("n6s1c2", "n6s1c2/n6s1c2",
+     "67b38e5c9f00da90b2715d5015c4e2b3a7efdc5a66113b26ce422e11e4344a94"),
+    ("n7s3", "n7s3/n7s3",
+     "fc2ca1c9e736c68fddeb6492d920330a952d00aa040487a98fcd81ba1697e301"),
+    ("raf", "raf/raf",
+     "48ad64c6cdc5c066052a6dfc8b4260ce16bb195fba7a47f3cf4ea04867088758"),
+    ("randomnet_n15k3", "randomnet_n15k3/randomnet_n15k3",
+     "ea1b38938bd5106abab787e05590384cf49379897000dc14252d410c2bf10c04"),
+    ("randomnet_n7k3", "randomnet_n7k3/randomnet_n7k3",
+     "a0d6fbe3d6a8e9ace4f20092e5257c6bc14166e11f4587fc748d7a5a86a66230"),
+    ("remy_tumorigenesis", "remy_tumorigenesis/remy_tumorigenesis",
+     "a59d39b1d757b25ad375b0fab3d010fad231989f0d15f31b15a061976bc15c13"),
+    ("remy_tumorigenesis_myversion", "remy_tumorigenesis/remy_tumorigenesis_myversion",
+     "57758beccbaa94a3c92cad230dd42eb89102dd1a1a1a2b1ef5d4c087bff9b505"),
+    ("saadatpour_guardcell", "saadatpour_guardcell/saadatpour_guardcell",
+     "33ee70bc4b6257c6edf8678a968543fae7d639b3b2db2cfd7e9d1a0ed1950083"),
+    ("selvaggio_emt", "selvaggio_emt/selvaggio_emt",
+     "7772a1a17eed3dc344941d0788e3e4458607efa6ba1c93832eeb0d40ac7d449a"),
+    ("tournier_apoptosis", "tournier_apoptosis/tournier_apoptosis",
+     "f31b8e12ab59e3250b25f7960d767fbaea6ac6f722e993877145d1b5ca932db6"),
+    ("xiao_wnt5a", "xiao_wnt5a/xiao_wnt5a",
+     "1772e86d48efaa036fc8f0ab4ba3b01f39da97fac366cae9263961000f7a9b41"),
+    ("zhang_tlgl", "zhang_tlgl/zhang_tlgl",
+     "9fc8b82970262c5a3bd4cd30697fa99cd74251e881cabc01d499bf58c85a345d"),
+    ("zhang_tlgl_v2", "zhang_tlgl_v2/zhang_tlgl_v2",
+     "ffa33188bcb4287dc4cb901ae129ee22b3848957bf1e763bae92a60b3a54a22b"),
+)  # fmt: skip
+"""Boolean networks: name, place in the wheel, SHA-256."""
+
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
@@ -112,6 +176,18 @@ SOURCES: dict[str, Source] = {
                 ),
             ),
             licence="CC0-1.0",
+        ),
+        Source(
+            name="pyboolnet",
+            title="30 published Boolean networks (.bnet) of PyBoolNet's repository",
+            url="https://files.pythonhosted.org/packages/py3/p/pyboolnet/"
+            "pyboolnet-3.0.16-py3-none-any.whl",
+            sha256="cae53535da1b29cd2cb41ba115753098236e310bf1c8efd3d2f1f4bd68d80906",
+            files=tuple(
+                DataFile(f"pyboolnet/{name}.bnet", sha256, f"pyboolnet/repository/{member}.bnet")
+                for name, member, sha256 in PYBOOLNET
+            ),
+            licence="PyBoolNet wheel, LGPL; models belong to their authors",
         ),
     )
 }
