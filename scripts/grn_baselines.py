@@ -150,10 +150,11 @@ def main() -> None:
                 max_iter=150, random_state=derived_seed(options.seed, "boosting") % 2**31
             ).fit(x, label[train].numpy())
 
-            def predict(index: Tensor, model=fitted) -> Tensor:
+            def boosted(index: Tensor, model=fitted) -> Tensor:
                 x = by_size(motif_features, data.adjacency[index], data.n_gene[index])
                 return torch.from_numpy(model.predict(x))
 
+            predict = boosted
         else:
             n_name = data.adjacency.shape[-1]
             torch.manual_seed(derived_seed(options.seed, "transformer"))
@@ -171,7 +172,7 @@ def main() -> None:
                 schedule.step()
             model.eval()
 
-            def predict(index: Tensor, model=model, n_name=n_name) -> Tensor:
+            def read(index: Tensor, model=model, n_name=n_name) -> Tensor:
                 with torch.no_grad():
                     found = [
                         model(tokens_of(data.adjacency[part], generator, n_name)).argmax(1)
@@ -179,6 +180,7 @@ def main() -> None:
                     ]
                 return torch.cat(found)
 
+            predict = read
         seconds = time.process_time() - began
         for size in config["evaluation"]["sizes"]:
             index = data.test_index(size)

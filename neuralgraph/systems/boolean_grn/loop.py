@@ -8,6 +8,9 @@ from typing import Any
 
 from neuralgraph.core.bounds import Count, Natural, Positive
 from neuralgraph.core.errors import ConfigError
+from neuralgraph.systems.boolean_grn.dataset import GRNData
+from neuralgraph.systems.boolean_grn.loss import GRNObjective
+from neuralgraph.systems.boolean_grn.model import GRNRows
 from neuralgraph.training.session import Phase, Session
 
 N_SMOKE_SHARE = 8
@@ -33,7 +36,7 @@ def curriculum(
     Features that hold no parameters are computed once for each temperature, not in each epoch.
 
     Args:
-        session: The session to train.
+        session: The session to train, with the model, data and loss of this system.
         stages: For each: ``name``; ``n_gene``, the largest circuits; ``n_epochs``; ``tau``, the
             inverse temperature; ``factors`` on the loss terms; ``rate``, a factor on the learning
             rate.
@@ -42,26 +45,39 @@ def curriculum(
         clip_norm: Largest norm of a row's gradient.
         n_warmup: Steps of the linear warm-up of each stage.
         weight_of_epochs: Factor on ``n_epochs`` by row.
+
+    Raises:
+        ConfigError: stages, or a model, that cannot work.
     """
     check_stages(stages)
-    everything, objective = session.data, session.objective
+    model, everything, objective = session.model, session.data, session.objective
+    if not (
+        isinstance(model, GRNRows)
+        and isinstance(everything, GRNData)
+        and isinstance(objective, GRNObjective)
+    ):
+        raise ConfigError(
+            "the curriculum trains GRNRows on GRNData with GRNObjective: use loop=fit for another "
+            "model, dataset or loss"
+        )
     if session.budget.max_steps is not None:  # a smoke run: describing circuits takes time too
         everything = everything.thinned(session.budget.max_steps * batch_size // N_SMOKE_SHARE)
-    described: tuple[tuple[float, int], Any] | None = None
+    described: tuple[tuple[float, int], GRNData] | None = None
     for stage in stages:
         tau, n_gene = float(stage["tau"]), int(stage["n_gene"])
-        session.model.set_tau(tau)
+        model.set_tau(tau)
         if described is None or described[0] != (tau, n_gene):
             part = everything.up_to(n_gene)
-            described = (tau, n_gene), part.described(session.model.describe, session.model.key)
-        session.data = described[1]
+            described = (tau, n_gene), part.described(model.describe, model.key)
+        data = described[1]
+        session.data = data
         session.objective = objective.scaled(stage["factors"])
         rate = learning_rate * float(stage["rate"])
-        for row in session.model.rows:
+        for row in model.rows:
             n_epochs = session.budget.epochs(
                 math.ceil(stage["n_epochs"] * weight_of_epochs.get(row, 1.0))
             )
-            n_batch = session.budget.steps(math.ceil(session.data.train.numel() / batch_size))
+            n_batch = session.budget.steps(math.ceil(data.train.numel() / batch_size))
             prefix = f"rows.{row}"
             with session.phase(
                 f"{stage['name']} {row}", train={prefix: rate}, clip={prefix: clip_norm}

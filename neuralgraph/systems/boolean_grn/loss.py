@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
 from neuralgraph.core.bounds import NotNegative, Part, Positive
@@ -63,9 +63,9 @@ class GRNObjective:
         result.coefficients = {k: v * factors.get(k, 1.0) for k, v in self.coefficients.items()}
         return result
 
-    def __call__(self, model: GRNRows, batch: GRNBatch) -> Terms:
+    def __call__(self, model: nn.Module, batch: GRNBatch) -> Terms:
         """Terms of the rows that are trained; ``loss`` is the sum of their cross entropies."""
-        assert batch.label is not None
+        assert isinstance(model, GRNRows) and batch.label is not None
         outputs = {name: model.row(name)(batch) for name in model.trained()}
         terms = Terms(sum_of([
             cross_entropy(out.logits, batch.label, label_smoothing=self.label_smoothing)
