@@ -158,7 +158,9 @@ def show(content: dict[str, Any]) -> None:
     console.print(table)
     if "rules" in names:
         for other in (p for p in names if p != "rules"):
-            difference = np.array([lines["rules"][r][n - 1] - lines[other][r][n - 1] for r in common])
+            difference = np.array(
+                [lines["rules"][r][n - 1] - lines[other][r][n - 1] for r in common]
+            )
             middle, low, high = interval(difference, rng)
             wins = int((difference > 0).sum())
             console.print(

@@ -2,7 +2,7 @@
 
 Two configurations that differ in one parameter are a comparison. A comparison counts as support
 where its difference is larger than twice what two seeds of one configuration differ by; without a
-measured spread nothing is supported, so that a seed effect is never mistaken for one of a parameter.
+measured spread nothing is supported, so that a seed effect is never mistaken for a parameter's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from neuralgraph.explore.history import History, Key
@@ -151,9 +152,7 @@ class Knowledge:
             if len(members) < 2:
                 continue
             members.sort(key=lambda m: m[0])
-            for (low, low_value, a), (high, high_value, b) in zip(
-                members, members[1:], strict=False
-            ):
+            for (low, low_value, a), (high, high_value, b) in pairwise(members):
                 one, other = self.history.runs_of[a], self.history.runs_of[b]
                 gain = self.history.mean_reward[b] - self.history.mean_reward[a]
                 noise = None

@@ -109,9 +109,7 @@ def explore(
 # -- decide and run -----------------------------------------------------------------------------
 
 
-def _decide(
-    search: Search, history: History, folder: Path, proposer: proposers.Proposer
-) -> Batch:
+def _decide(search: Search, history: History, folder: Path, proposer: proposers.Proposer) -> Batch:
     settings = search.settings
     block, done = divmod(len(history), settings.n_iter_block)
     n = min(settings.n_parallel, settings.n_iter_block - done)

@@ -300,9 +300,9 @@ class _Reader:
 
 
 def _cells(line: str) -> tuple[str, ...]:
-    """Cells of a table row.
+    r"""Cells of a table row.
 
-    >>> _cells("| a | b\\\\|c |")
+    >>> _cells(r"| a | b\|c |")
     ('a', 'b|c')
     """
     inner = line.strip()[1:]

@@ -13,9 +13,9 @@ The format is that of documents 001 and 002::
     Observation: +0.12 against its parent
     Next: parent=5
 
-:func:`render` and :func:`read` are inverse to each other. With ``strict=False`` logs load that people
-or agents wrote by the documents: lines with other names are kept as they are, words after a number
-are dropped.
+:func:`render` and :func:`read` are inverse to each other. With ``strict=False`` logs load that
+people or agents wrote by the documents: lines with other names are kept as they are, words after a
+number are dropped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NotebookError(NeuralGraphError):
 
 @dataclass(frozen=True)
 class Change:
-    """One parameter that changes; ``key`` is a short name in the notebook, a config key elsewhere."""
+    """One parameter that changes; ``key`` is its short name in the notebook, else its config key."""
 
     key: str
     old: Any

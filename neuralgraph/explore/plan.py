@@ -175,7 +175,7 @@ def read_plan(node: Mapping[str, Any] | None, space: Space) -> Plan:
 def declared_keys(node: Mapping[str, Any] | None) -> set[str]:
     """Every parameter a plan names."""
     node = node or {}
-    keys = set(node.get("order") or ())
+    keys: set[str] = set(node.get("order") or ())
     for block in node.get("blocks") or ():
         keys |= set(block.get("parameters") or ())
     for slot in node.get("first_batch") or ():

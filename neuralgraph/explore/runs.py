@@ -13,7 +13,7 @@ from typing import Any
 
 from neuralgraph.core.errors import NeuralGraphError
 from neuralgraph.explore.plan import Plan, with_variant
-from neuralgraph.explore.space import SEED, VARIANT
+from neuralgraph.explore.space import VARIANT
 
 DATA_FILES = ("recording.pt", "truth.pt", "given.pt")
 NO_REPORT = {"_target_": "neuralgraph.explore.runs.NoFigures"}

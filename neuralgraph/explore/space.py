@@ -165,9 +165,9 @@ class Parameter:
         """
         wanted: dict[str, Any] = {}
         for key, value in self.needs:
-            here = values.get(key)
+            here: Any = values.get(key)
             if value == POSITIVE:
-                if not (_is_number(here) and here > 0):
+                if here is None or not _is_number(here) or here <= 0:
                     return None
             elif not _same(here, value):
                 wanted[key] = value

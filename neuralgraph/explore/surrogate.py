@@ -105,7 +105,8 @@ class Surrogate:
 
     def _invert(self, parts: Array) -> None:
         kernel = parts @ self.weight
-        self.inverse = np.linalg.inv(kernel + NOISE * np.eye(len(kernel)))
+        inverse = np.linalg.inv(kernel + NOISE * np.eye(len(kernel)))
+        self.inverse = np.asarray(inverse, dtype=np.float64)
 
     def _components(self, a: Array, b: Array, *, paired: bool = False) -> Array:
         """Kernel of each parameter, ``(n_a, n_b, n_parameter)``; paired: ``(n, n_parameter)``."""

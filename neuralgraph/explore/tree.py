@@ -92,10 +92,10 @@ def grow(iterations: Sequence[Iteration], *, c: float, form: str) -> list[Node]:
 
 
 def render(nodes: Sequence[Node], metric: str) -> str:
-    """``ucb_scores.txt``: one line for each node, highest UCB first.
+    r"""``ucb_scores.txt``: one line for each node, highest UCB first.
 
     >>> render([Node(3, 1, 1.234, 2, 0.5, 0.5, 0.87, 2)], "test_R2")
-    'Node 3: UCB=1.234, parent=1, visits=2, test_R2=0.870\\n'
+    'Node 3: UCB=1.234, parent=1, visits=2, test_R2=0.870\n'
     """
     return "".join(
         f"Node {n.id}: UCB={n.ucb:.3f}, parent={'root' if n.parent is None else n.parent}, "

@@ -180,7 +180,9 @@ def mutation_of(search: Search, proposal: Proposal) -> str:
     """What changed, in short names."""
     if proposal.code is not None:
         return f"[code] {proposal.values['variant']}"
-    changes = [f"{short(search, c.key)}: {_word(c.old)} -> {_word(c.new)}" for c in proposal.changes]
+    changes = [
+        f"{short(search, c.key)}: {_word(c.old)} -> {_word(c.new)}" for c in proposal.changes
+    ]
     if len(changes) > 3:
         return f"{', '.join(changes[:3])} and {len(changes) - 3} more"
     return ", ".join(changes) or "baseline"

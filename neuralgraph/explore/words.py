@@ -135,9 +135,9 @@ def read_pairs(text: str) -> dict[str, Any]:
 
 
 def one_line(text: str) -> str:
-    """Text on one line, without space at its ends.
+    r"""Text on one line, without space at its ends.
 
-    >>> one_line("  a\\n b ")
+    >>> one_line("  a\n b ")
     'a b'
     """
     return " ".join(text.split())

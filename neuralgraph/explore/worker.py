@@ -1,8 +1,8 @@
 """A local worker process: jobs come in on stdin, results go out on the first stdout.
 
 ``python -m neuralgraph.explore.worker`` is started by :mod:`neuralgraph.explore.workers` and lives
-as long as the search, so that the libraries are imported once. It ends when the search does, however
-that ends.
+as long as the search, so that the libraries are imported once. It ends when the search does,
+however that ends.
 """
 
 from __future__ import annotations

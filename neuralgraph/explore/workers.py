@@ -206,6 +206,7 @@ class RayWorkers:
     def __init__(self, n: int, *, retries: int, address: str | None) -> None:
         try:
             import ray
+            import ray.exceptions
         except ImportError as error:
             raise MissingExtraError("ray", "ray", "explore.workers=ray") from error
         self.ray = ray

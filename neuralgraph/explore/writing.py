@@ -212,16 +212,14 @@ def _best(search: Search, history: History) -> tuple[tuple[str, ...], ...]:
         n = len(history.runs_of[best.key])
         finding = f"iteration {best.number}, {n} {'seed' if n == 1 else 'seeds'}"
         cells = [word(best.values[k]) if k in best.values else "-" for k in _table(search)]
-        rows.append(
-            (str(block), *cells, word(rounded(best.metric)), best.verdict, finding)
-        )
+        rows.append((str(block), *cells, word(rounded(best.metric)), best.verdict, finding))
     return tuple(rows)
 
 
 def _observations(search: Search, history: History, known: Knowledge) -> list[str]:
     lines = []
-    if history.best is not None and history.best.metric is not None:
-        best = history.best
+    best = history.best
+    if best is not None and best.metric is not None:
         lines.append(
             f"Best so far: iteration {best.number}, {search.metric}={word(rounded(best.metric))}"
         )
