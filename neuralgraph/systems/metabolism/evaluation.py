@@ -285,7 +285,7 @@ class MetabolismEvaluator:
         )
         if not is_limited:
             return found
-        why = "not computed: the limiter makes every rate depend on the others' constants"
+        why = "the limiter makes every rate depend on the others' constants"
         return replace(found, reason_k=(why,) * network.n_rxn)
 
     def _identifiable_fractions(
@@ -786,9 +786,14 @@ def gauged_log_k(
     state = train.concentration.double().median(0).values[None]
     inputs = None if train.inputs is None else train.inputs.double().mean(0)[None]
     dtype, device = model.log_k.dtype, model.log_k.device
-    flux = model.flux(
-        state.to(device, dtype), None if inputs is None else inputs.to(device, dtype)
-    )[0]
+    is_limited = model.flux_limit
+    model.flux_limit = False  # the amplitude of the law itself, in the estimate and in the truth
+    try:
+        flux = model.flux(
+            state.to(device, dtype), None if inputs is None else inputs.to(device, dtype)
+        )[0]
+    finally:
+        model.flux_limit = is_limited
     shift = metrics.log_k_shift_learned_rate(flux, model.log_k)
     reference = true_flux(truth, network, state.cpu())[0]
     return log_k + shift, true_log_k + metrics.log_k_shift_learned_rate(reference, true_log_k)

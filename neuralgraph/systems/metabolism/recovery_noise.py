@@ -202,7 +202,7 @@ def average_noise(
         )
         if is_better:
             best = new
-        if excess(decoder, best.residual, noise) < 0.02 and turn > 0:
+        if best is not None and excess(decoder, best.residual, noise) < 0.02 and turn > 0:
             break
     assert best is not None
     return best

@@ -80,7 +80,7 @@ def sentences(
     out = []
     for reason, index in parts.items():
         names = metabolite_names if reason in (BARE, TOO_MANY) else reaction_names
-        shown = ", ".join(names[i] for i in index[:SHOWN])
+        shown = ", ".join(str(names[i]) for i in index[:SHOWN])
         if len(index) > SHOWN:
             shown += f" and {len(index) - SHOWN} more"
         out.append(text[reason].format(shown))

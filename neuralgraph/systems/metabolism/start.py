@@ -30,6 +30,8 @@ def closed_form_start(
       rate networks by Gauss-Newton (:mod:`neuralgraph.systems.metabolism.recovery`);
     - ``learned_rate``, S unknown, either support or roles given: the other one is found first
       (:mod:`neuralgraph.systems.metabolism.start_open`);
+    - the same with ``flux_limit``: shares, a fit through the limiter, and integers in turn
+      (:mod:`neuralgraph.systems.metabolism.recovery_limited`);
     - ``mass_action``, S unknown, support and roles given: non-negative least squares metabolite by
       metabolite (:func:`start_from_support`);
     - ``mass_action``, S given: rate constants, rate law, homeostasis and metabolite types jointly
@@ -65,7 +67,14 @@ def closed_form_start(
                 "kinetics=learned_rate with given S has no closed-form start: use "
                 "loop.start=random or loop=metabolism_adam"
             )
-        if is_open:
+        if model.flux_limit:
+            if is_open:
+                raise ConfigError(
+                    "model.flux_limit=true needs prior.support=true and prior.roles=true for "
+                    "loop.start=closed_form: use loop.start=random or loop=metabolism_adam"
+                )
+            _decode_behind_limiter(session, model, data, max_coefficient)
+        elif is_open:
             from neuralgraph.systems.metabolism.start_open import decode_open
 
             decode_open(session, model, data, max_coefficient, LOG_K_RANGE)
@@ -169,6 +178,49 @@ def _decode_integers(
             take_back(model.rate_mlp, rate_mlp)
             assign(model, log_k=fit.log_k)
             session.log(median_residual=float(torch.as_tensor(fit.relative_residual).median()))
+
+
+def _decode_behind_limiter(
+    session: Session, model: Metabolism_Propagation, data: MetabolismData, max_coefficient: int
+) -> None:
+    from neuralgraph.systems.metabolism.recovery_checks import checked_problem
+    from neuralgraph.systems.metabolism.recovery_limited import recover_limited
+
+    spec, batch = data.spec, data.train
+    assert batch.dx_dt is not None and spec.sign_all is not None
+    problem = checked_problem(
+        batch.concentration.double().cpu().numpy(),
+        batch.dx_dt.double().cpu().numpy(),
+        model.met_sub.cpu().numpy(),
+        model.rxn_sub.cpu().numpy(),
+        model.met_all.cpu().numpy(),
+        model.rxn_all.cpu().numpy(),
+        spec.sign_all.cpu().numpy(),
+        n_met=spec.n_met,
+        n_rxn=spec.n_rxn,
+        max_coefficient=max_coefficient,
+    )
+    with session.phase("shares, fit and integers", train={}) as phase:
+        for _ in phase.epochs(1):
+            found = recover_limited(
+                model,
+                problem,
+                batch.frame.cpu().numpy(),
+                layers=stock_layers,
+                rng=numpy_generator(session.seed, "integer decoding"),
+                n_share=session.budget.rounds(8),
+                n_round=session.budget.rounds(4),
+                n_step=session.budget.rounds(80),
+            )
+            session.note(
+                f"assumed behind the limiter: coefficients 1 to {max_coefficient}, |s| of a "
+                "substrate equal to its |S|; the integers are the nearest to a local fit, not a "
+                "search of all"
+            )
+            session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
+            session.store["sto_all"] = torch.as_tensor(found.sto_all)
+            session.store["confidence"] = torch.as_tensor(found.confidence)
+            session.log(median_residual=found.median_residual)
 
 
 def stock_layers(mlp: MLP) -> nn.Sequential:
