@@ -16,7 +16,7 @@ from neuralgraph.core.threads import limit_threads
 
 if TYPE_CHECKING:
     from neuralgraph.core.product import Product
-    from neuralgraph.core.recording import Recording
+    from neuralgraph.core.recording import Recording, Truth
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="simulate")
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def task(cfg: DictConfig) -> None:
     """Write ``data/recording.pt``, ``data/truth.pt``, ``data/given.pt``, ``data/series.csv``.
 
-    A simulator with a method ``exhibits(recording, folder)`` adds figures and files of its own,
-    which are printed and gathered in ``report.html``.
+    A simulator with a method ``exhibits(recording, truth, folder)`` adds figures and files of its
+    own, which are printed and gathered in ``report.html``.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -42,7 +42,7 @@ def task(cfg: DictConfig) -> None:
     try:
         recording, truth, _ = pipeline.simulate(simulator, config, folder.path / "data")
         write_table(recording, folder.path / "data" / "series.csv")
-        products = write_exhibits(simulator, config, recording, folder.path)
+        products = write_exhibits(simulator, config, recording, truth, folder.path)
     except NeuralGraphError:
         folder.fail()
         raise
@@ -55,7 +55,11 @@ def task(cfg: DictConfig) -> None:
 
 
 def write_exhibits(
-    simulator: Any, config: Mapping[str, Any], recording: Recording, folder: Path
+    simulator: Any,
+    config: Mapping[str, Any],
+    recording: Recording,
+    truth: Truth | None,
+    folder: Path,
 ) -> list[Product]:
     """Figures and files a simulator shows besides its data, and a page with all of them."""
     from neuralgraph.core.files import write_text
@@ -65,7 +69,7 @@ def write_exhibits(
     exhibits = getattr(simulator, "exhibits", None)
     if exhibits is None:
         return []
-    shown = list(exhibits(recording, folder))
+    shown = list(exhibits(recording, truth, folder))
     products = [item for item in shown if isinstance(item, Product)]
     facts = {k: v for k, v in recording.provenance.items() if not isinstance(v, (list, dict))}
     html = render_gallery(

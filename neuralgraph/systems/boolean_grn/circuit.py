@@ -346,6 +346,15 @@ def random_circuits(
     return found
 
 
+def are_connected(circuits: Adjacency) -> NDArray[np.bool_]:
+    """Whether the genes of each circuit hang together, directions aside."""
+    n = circuits.shape[1]
+    near = (circuits != 0) | (circuits != 0).transpose(0, 2, 1) | np.eye(n, dtype=bool)
+    for _ in range(max(1, (n - 1).bit_length())):
+        near = (near.astype(np.int32) @ near.astype(np.int32)) > 0
+    return near.all((1, 2))
+
+
 EXAMPLES = {
     "toggle_switch": "A inhibits B, B inhibits A",
     "self_repressor": "A inhibits A",
@@ -356,11 +365,10 @@ EXAMPLES = {
     "cascade": "A activates B, B activates C",
     "long_cascade": "A activates B, B activates C, C activates D",
     "gated_repressilator": (
-        "S inhibits T, T inhibits S, T inhibits A, "
-        "A inhibits B, B inhibits C, C inhibits A"
+        "S inhibits T, T inhibits S, T inhibits A, A inhibits B, B inhibits C, C inhibits A"
     ),
 }
-"""The circuits the seed document names, in text form, and a repressilator that a toggle switches."""
+"""The circuits the seed document names as text, and a repressilator that a toggle switches."""
 
 
 def example_circuit(name: str) -> SignedCircuit:

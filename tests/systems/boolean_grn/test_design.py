@@ -13,6 +13,7 @@ from neuralgraph.core.recording import Recording
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import (
     SignedCircuit,
+    are_connected,
     canonical_keys,
     enumerate_circuits,
     example_circuit,
@@ -20,7 +21,7 @@ from neuralgraph.systems.boolean_grn.circuit import (
 from neuralgraph.systems.boolean_grn.design.demonstrate import demonstrate
 from neuralgraph.systems.boolean_grn.design.generators import Evolution, RandomSearch
 from neuralgraph.systems.boolean_grn.design.search import search, training_keys
-from neuralgraph.systems.boolean_grn.design.task import DesignTask, are_connected, mutants
+from neuralgraph.systems.boolean_grn.design.task import DesignTask, mutants
 from neuralgraph.systems.boolean_grn.network import BooleanNetwork
 from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, label_circuits
 

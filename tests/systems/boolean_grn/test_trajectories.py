@@ -88,11 +88,19 @@ def test_a_network_may_be_a_text_or_a_file(tmp_path):
         ({"engine": "fast"}, ConfigError, "no engine 'fast'"),
         ({"path": "pyboolnet/none.bnet"}, MissingDataError, "none.bnet"),
         ({"n_time": 1}, ConfigError, "at least 2 frames"),
+        ({"circuit": "random:17"}, ConfigError, "give 1 to 16 genes"),
     ],
 )
 def test_bad_wishes_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         simulator(**changes)
+
+
+def test_a_random_circuit_comes_from_the_seed():
+    made = simulator(circuit="random:5")
+    first, again, other = (made.simulate(seed)[1].facts["bnet"] for seed in (1, 1, 2))
+    assert first == again != other
+    assert made.simulate(1)[0].n_var == 5
 
 
 def test_data_that_are_not_boolean_are_refused():

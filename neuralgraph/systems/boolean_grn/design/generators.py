@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from neuralgraph.core.bounds import Count, Positive, Share
 from neuralgraph.core.errors import ConfigError
-from neuralgraph.systems.boolean_grn.circuit import Adjacency, random_circuits
-from neuralgraph.systems.boolean_grn.design.task import DesignTask, are_connected
+from neuralgraph.systems.boolean_grn.circuit import Adjacency, are_connected, random_circuits
+from neuralgraph.systems.boolean_grn.design.task import DesignTask
 from neuralgraph.systems.boolean_grn.oracle import CircuitFacts
 
 

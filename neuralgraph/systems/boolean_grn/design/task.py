@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.systems.boolean_grn.circuit import (
     Adjacency,
+    are_connected,
     canonical_form,
     distinct,
     enumerate_circuits,
@@ -134,12 +135,3 @@ def mutants(circuit: NDArray[np.int8]) -> Adjacency:
     value = (flat[np.arange(2 * n * n), entry] + 1 + shift) % 3 - 1
     flat[np.arange(2 * n * n), entry] = value
     return found
-
-
-def are_connected(circuits: Adjacency) -> NDArray[np.bool_]:
-    """Whether the genes of each circuit hang together, directions aside."""
-    n = circuits.shape[1]
-    near = (circuits != 0) | (circuits != 0).transpose(0, 2, 1) | np.eye(n, dtype=bool)
-    for _ in range(max(1, (n - 1).bit_length())):
-        near = (near.astype(np.int32) @ near.astype(np.int32)) > 0
-    return near.all((1, 2))

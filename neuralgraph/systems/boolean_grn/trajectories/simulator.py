@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,15 @@ from neuralgraph.core.product import Product
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.attractors import ENGINES, AttractorList, find_attractors
-from neuralgraph.systems.boolean_grn.circuit import EXAMPLES, SignedCircuit, example_circuit
+from neuralgraph.systems.boolean_grn.circuit import (
+    EXAMPLES,
+    SignedCircuit,
+    are_connected,
+    example_circuit,
+    random_circuits,
+)
 from neuralgraph.systems.boolean_grn.network import BooleanNetwork
-from neuralgraph.systems.boolean_grn.oracle import RULES, UPDATES
+from neuralgraph.systems.boolean_grn.oracle import N_GENE_EXACT, RULES, UPDATES
 
 if TYPE_CHECKING:
     from neuralgraph.viz.figure import Figure
@@ -34,8 +41,9 @@ class BooleanTrajectories:
 
     Args:
         path: A ``.bnet`` file (a path, or ``folder/file`` of the data folder), or ``null``.
-        circuit: Without a file: the name of an example circuit or its text, such as
-            ``"A -> B, B -| A"``.
+        circuit: Without a file: the name of an example circuit, its text, such as
+            ``"A -> B, B -| A"``, or ``random:5`` for a connected circuit of so many genes (two
+            regulators a gene on average) that the seed draws.
         rule: Update rule of the circuit; a file has its own functions.
         update: ``synchronous``: all genes at once; ``asynchronous``: one random gene a step.
         n_run: Trajectories to learn from.
@@ -83,23 +91,49 @@ class BooleanTrajectories:
         self.n_listed = n_listed
         self.seconds_limit = seconds_limit
         self.n_start = n_start
+        self.rule = rule
+        self.n_drawn: int | None = None
         if path is not None:
             self.network = BooleanNetwork.load(find_data(path))
             self.source = Path(path).name
+        elif drawn := re.fullmatch(r"random:(\d+)", circuit):
+            self.n_drawn = int(drawn[1])
+            self.source = f"a random circuit of {self.n_drawn} genes"
+            if not 1 <= self.n_drawn <= N_GENE_EXACT:
+                raise ConfigError(f"simulator.circuit={circuit}: give 1 to {N_GENE_EXACT} genes")
         else:
             is_text = any(sign in circuit for sign in (" ", "-", "⊣", "→", ","))
             found = SignedCircuit.from_text(circuit) if is_text else example_circuit(circuit)
             self.network = BooleanNetwork.from_circuit(found, rule=rule)
             self.source = circuit if circuit in EXAMPLES else found.to_text()
 
+    def network_of(self, seed: int) -> BooleanNetwork:
+        """The network; drawn from the seed where that was asked for."""
+        if self.n_drawn is None:
+            return self.network
+        generator = numpy_generator(seed, "circuit")
+        while True:
+            matrices = random_circuits(
+                100,
+                self.n_drawn,
+                in_degree=min(2.0, self.n_drawn),
+                share_inhibition=0.5,
+                generator=generator,
+            )
+            matrices = matrices[are_connected(matrices)]
+            if len(matrices):
+                found = SignedCircuit.from_adjacency(matrices[0])
+                return BooleanNetwork.from_circuit(found, rule=self.rule)
+
     def simulate(self, seed: int) -> tuple[Recording, Truth]:
         """Run the network; the same seed gives the same bytes."""
-        n_run, n_gene = self.n_run + self.n_test_run, self.network.n_gene
+        network = self.network_of(seed)
+        n_run, n_gene = self.n_run + self.n_test_run, network.n_gene
         state = numpy_generator(seed, "start").random((n_run, n_gene)) < 0.5
         order = numpy_generator(seed, "order")
         path = [state]
         for _ in range(self.n_time - 1):
-            following = self.network.step(path[-1])
+            following = network.step(path[-1])
             if self.update == "asynchronous":
                 chosen = order.integers(0, n_gene, n_run)
                 is_chosen = np.arange(n_gene) == chosen[:, None]
@@ -111,20 +145,20 @@ class BooleanTrajectories:
         recording = Recording(
             time=time.expand(n_run, -1).contiguous(),
             state=torch.from_numpy(np.stack(path, 1).astype(np.float64)),
-            names=self.network.names,
+            names=network.names,
             units={"time": "step", "state": "1"},
             provenance={
                 "design": f"{self.n_run} trajectories of {self.n_time} frames from uniformly drawn "
                 f"states, {self.update} update",
                 "source": self.source,
                 "update": self.update,
-                "warnings": list(self.network.warnings),
+                "warnings": list(network.warnings),
             },
             is_test=is_test,
         )
         truth = Truth(
-            parameters={"signs": torch.from_numpy(self.network.signs().astype(np.int64))},
-            facts={"bnet": self.network.to_bnet(), "update": self.update},
+            parameters={"signs": torch.from_numpy(network.signs().astype(np.int64))},
+            facts={"bnet": network.to_bnet(), "update": self.update},
         )
         return recording, truth
 
@@ -138,13 +172,16 @@ class BooleanTrajectories:
             raise ConfigError("prior.support=true needs the network: set it to false")
         return {"is_edge": truth.parameters["signs"] != 0}
 
-    def exhibits(self, recording: Recording, folder: Path) -> Iterator[Figure | Product]:
+    def exhibits(
+        self, recording: Recording, truth: Truth, folder: Path
+    ) -> Iterator[Figure | Product]:
         """What ``simulate`` shows besides the data: attractors under both updates, and figures."""
         from neuralgraph.systems.boolean_grn.plots.attractors import network_figures
 
+        network = BooleanNetwork.from_bnet(truth.facts["bnet"])
         found = {
             update: find_attractors(
-                self.network,
+                network,
                 update=update,
                 engine=self.engine,
                 n_listed=self.n_listed,
@@ -153,7 +190,7 @@ class BooleanTrajectories:
             )
             for update in UPDATES
         }
-        write_text(folder / "network.bnet", self.network.to_bnet())
+        write_text(folder / "network.bnet", network.to_bnet())
         content = {update: each.to_dict() for update, each in found.items()}
         write_text(folder / "attractors.json", json.dumps(content, indent=1) + "\n")
         for update, each in found.items():
@@ -166,10 +203,10 @@ class BooleanTrajectories:
         yield Product(
             folder / "network.bnet",
             "Network",
-            f"{self.network.n_gene} genes and their functions, from {self.source}.",
-            "\n".join(self.network.to_bnet().splitlines()[:20]),
+            f"{network.n_gene} genes and their functions, from {self.source}.",
+            "\n".join(network.to_bnet().splitlines()[:20]),
         )
-        yield from network_figures(self.network, found, recording, folder / "figures")
+        yield from network_figures(network, found, recording, folder / "figures")
 
 
 def counted(found: AttractorList) -> str:
