@@ -35,6 +35,8 @@ GAIN = 1e-3
 LOOK_BACK = 20
 TOLERANCES = (0.01, 0.02, 0.04, 0.08)
 """Relative distances within which a coefficient counts as an integer, in turn."""
+WORSE = 0.02
+"""Relative rise of the squared error from which all ones are refused."""
 SURE = 0.02
 """Tolerance up to which the smallest coefficient of a column may be above 1."""
 LARGEST_UNIT = 3
@@ -300,10 +302,25 @@ class _Alternation:
                 continue
             found = near_integers(size, tolerance, max_coefficient)
             if found is not None:
-                self.S[edges, j] = found * self.S[edges, j].sign()
+                sign, ones = self.S[edges, j].sign(), torch.ones_like(found)
+                if float(found.max()) > 1 and not self._is_worse(
+                    j, edges, sign * ones, sign * found
+                ):
+                    found = ones
+                self.S[edges, j] = found * sign
                 self.settled[j] = True
                 n += 1
         return n
+
+    def _is_worse(self, j: int, edges: Tensor, column: Tensor, other: Tensor) -> bool:
+        """Whether the data speak against ``column`` in favour of ``other``, the laws free."""
+        error = []
+        kept = self.S[edges, j].clone()
+        for trial in (column, other):
+            self.S[edges, j] = trial
+            error.append(self.laws()[0])
+        self.S[edges, j] = kept
+        return error[0] > (1 + WORSE) * error[1]
 
 
 def near_integers(size: Tensor, tolerance: float, max_coefficient: int) -> Tensor | None:
@@ -352,9 +369,9 @@ def solve_own_rates(
     """Laws and S by alternating least squares, with columns put on the integers one by one.
 
     Each metabolite counts by the mean square of its derivative; entries keep their known signs.
-    Columns whose ratios are near small integers are settled there, the nearest first, and the rest
-    is solved again: what is settled frees the others from its errors. A column that nothing
-    settles (its rate is confused with others) is read as all ones: no evidence against them. With S
+    Columns whose ratios are near integers are settled there, the nearest first, and the rest is
+    solved again: what is settled frees the others from its errors. A column for which all ones fit
+    as well, or that nothing settles (its rate is confused with others), is read as all ones. With S
     given one solution is all there is to do.
 
     Args:
