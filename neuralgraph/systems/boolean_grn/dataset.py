@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,34 @@ def circuit_batch(circuits: list[SignedCircuit], dtype: torch.dtype = torch.floa
         m = circuit.n_gene
         adjacency[at, :m, :m] = torch.from_numpy(circuit.adjacency.copy()).to(dtype)
     return GRNBatch(adjacency, torch.tensor([circuit.n_gene for circuit in circuits]))
+
+
+def pyg_batch(graphs: Any, dtype: torch.dtype = torch.float32) -> GRNBatch:
+    """Circuits from a ``torch_geometric`` ``Data`` or ``Batch``.
+
+    Args:
+        graphs: With ``edge_index`` (source, target), ``edge_sign`` (+1 or −1) and ``num_nodes``.
+        dtype: Float type of the batch.
+
+    Raises:
+        DataError: no signs, other signs, or an edge that occurs twice.
+    """
+    sign = getattr(graphs, "edge_sign", None)
+    if sign is None or not bool(((sign == 1) | (sign == -1)).all()):
+        raise DataError("a PyG graph needs edge_sign of +1 (activates) or -1 (inhibits)")
+    edge = graphs.edge_index
+    if torch.unique(edge, dim=1).shape[1] != edge.shape[1]:
+        raise DataError("an edge occurs twice in the PyG graph: keep one, with one sign")
+    which = getattr(graphs, "batch", None)
+    if which is None:
+        which = torch.zeros(graphs.num_nodes, dtype=torch.long)
+    n_gene = torch.bincount(which)
+    n = int(n_gene.max())
+    first = n_gene.cumsum(0) - n_gene
+    place = torch.arange(len(which)) - first[which]
+    adjacency = torch.zeros(len(n_gene), n, n, dtype=dtype)
+    adjacency[which[edge[0]], place[edge[0]], place[edge[1]]] = sign.to(dtype)
+    return GRNBatch(adjacency, n_gene)
 
 
 class GRNData:

@@ -8,7 +8,7 @@ import torch
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import SignedCircuit, random_circuits
-from neuralgraph.systems.boolean_grn.dataset import GRNBatch, circuit_batch
+from neuralgraph.systems.boolean_grn.dataset import GRNBatch, circuit_batch, pyg_batch
 
 
 def drawn(n_circuit: int, n_gene: int) -> torch.Tensor:
@@ -126,3 +126,25 @@ def test_wrong_use_is_refused(learning, small, model):
         learning.rows(small[2].spec, n_hiden=3)
     with pytest.raises(DataError, match="at least one"):
         circuit_batch([])
+
+
+def test_pyg_graphs_and_circuits_are_the_same_batch():
+    from torch_geometric.data import Batch, Data
+
+    circuits = [SignedCircuit.from_text(t) for t in ("A -> B, B -| C", "A -| A", "A -> B, B -> A")]
+    graphs = []
+    for circuit in circuits:
+        at = torch.from_numpy(circuit.adjacency.copy()).long()
+        edge = at.nonzero().T
+        graphs.append(
+            Data(edge_index=edge, edge_sign=at[edge[0], edge[1]], num_nodes=circuit.n_gene)
+        )
+    expected, found = circuit_batch(circuits), pyg_batch(Batch.from_data_list(graphs))
+    assert torch.equal(expected.adjacency, found.adjacency)
+    assert torch.equal(expected.n_gene, found.n_gene)
+    assert torch.equal(pyg_batch(graphs[0]).adjacency, expected.adjacency[:1])
+    with pytest.raises(DataError, match="edge_sign"):
+        pyg_batch(Data(edge_index=edge, num_nodes=2))
+    twice = torch.tensor([[0, 0], [1, 1]])
+    with pytest.raises(DataError, match="twice"):
+        pyg_batch(Data(edge_index=twice, edge_sign=torch.tensor([1, -1]), num_nodes=2))
