@@ -30,7 +30,9 @@ from neuralgraph.numerics.integrate import DivergedError, rollout
 
 LARGEST_DESIGN = 1500
 """Entangled parameters beyond which candidates are not scored (cubic cost for each)."""
-N_ITERATION = 40
+SMALL = 100
+"""Rows up to which a smallest eigenvalue is computed by decomposition."""
+N_ITERATION = 20
 """Steps of the inverse iteration for a smallest eigenvalue (advice, not a result)."""
 SEEN = 1e-10
 """Smallest relative singular value with which a candidate sees a free direction."""
@@ -195,7 +197,9 @@ def _log_determinant(lower: Tensor) -> float:
 
 
 def _lowest(lower: Tensor) -> float:
-    """Smallest eigenvalue of L L', by inverse iteration."""
+    """Smallest eigenvalue of L L', by inverse iteration where that is the cheaper way."""
+    if lower.shape[0] <= SMALL:
+        return max(float(torch.linalg.svdvals(lower)[-1]) ** 2, 1e-300)
     x = torch.ones(lower.shape[0], 1, dtype=torch.float64)
     size = 1.0
     for _ in range(N_ITERATION):

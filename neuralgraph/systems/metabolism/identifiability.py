@@ -141,6 +141,8 @@ class MetabolismIdentifiability:
         state = data.train.concentration.detach().cpu().double()
         dx_dt = data.train.dx_dt.detach().cpu().double()
         assumed = list(point.assumed)
+        if columns.has_lines:
+            assumed.append("homeostasis is a line in c for each metabolite")
         if not has_power:
             assumed.append(f"the shape of the rates is that of {point.law}")
         if not given_s and not given_k:
@@ -155,20 +157,18 @@ class MetabolismIdentifiability:
                 "how much the limiter slows each reaction counts as known, as it follows from "
                 "concentrations and rates"
             )
-        run, frame = data.train.run.cpu(), data.train.frame.cpu()
+        run = data.train.run.cpu()
         first = torch.ones(run.numel(), dtype=torch.bool)
         first[1:] = run[1:] != run[:-1]
         length = int((run == run[0]).sum())
         time = data.train.time.cpu().double()[:length]
-        interpret = None
-        if not given_s and not given_k:
+        integer = self.integer
 
-            def interpret(analysis: Analysis) -> list[Row]:
-                return _through_products(analysis, columns, spec, integer=self.integer)
+        def through_products(analysis: Analysis) -> list[Row]:
+            return _through_products(analysis, columns, spec, integer=integer)
 
         inputs = data.train.inputs
         base = columns.base(state, None if inputs is None else inputs.cpu().double())
-        del frame
         residual = None
         if is_fitted:
             predicted = [
@@ -194,7 +194,7 @@ class MetabolismIdentifiability:
             equations=lambda c: columns.equations(columns.base(c, None)),
             rhs=columns.flow,
             evaluate=columns.evaluator(state, base) if has_power else None,
-            interpret=interpret,
+            interpret=None if given_s or given_k else through_products,
         )
 
 
