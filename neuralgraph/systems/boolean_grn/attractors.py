@@ -357,6 +357,7 @@ def _complex_sets(network: BooleanNetwork) -> list[tuple[int, str, list[list[boo
 
 
 def _work(network: BooleanNetwork, pipe: Any) -> None:
+    pipe.send("begins")  # the clock does not run while the process starts
     pipe.send(_complex_sets(network))
     pipe.close()
 
@@ -373,6 +374,7 @@ def _symbolic_complex(
     process.start()
     sender.close()
     try:
+        receiver.recv()
         return receiver.recv() if receiver.poll(seconds_limit) else None
     except EOFError:
         return None
