@@ -81,7 +81,9 @@ class Metabolism_Propagation(BipartitePropagation):
         initial_scale_S: Size of the coefficients at the start: standard deviation where the sign
             is unknown, magnitude (times 0.5 to 1.5) where it is known.
         initial_log_k: Range of the uniform start of ``log_k``.
-        flux_limit: Whether a reaction may consume at most what is there within ``dt``.
+        flux_limit: Whether a reaction may consume at most what is there within ``dt`` (the frame
+            interval): $v_j$ times the least, over its substrates, of
+            $\min(1, c_i / (\Delta t \sum_{j'} |s_{ij'}| v_{j'}))$, as in the simulator.
         tabulate: Number of log-concentration nodes on which ``MLP_sub`` is evaluated and
             interpolated (local cubic) where |s| is given and that is fewer evaluations, or
             ``None``: never. 128 nodes agree with the function itself to 1e-6.
