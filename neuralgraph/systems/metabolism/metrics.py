@@ -29,9 +29,9 @@ alike, each from its own rate law.
 ``exact_edges``                 share of true edges whose integer is right
 ``exact_columns``               share of reactions all of whose entries are right
 ``…_identifiable``              the same, over what prior and noise-free data determine
-``exact_edges…_oracle``         ceiling: the same of least squares of each row with the true rates on
-                                the same data, rounded to the integers the prior allows; only a
-                                method that uses ties between rows can exceed it
+``exact_edges…_oracle``         ceiling: the same of least squares of each row with the true rates,
+                                rounded to the integers the prior allows; only a method that uses
+                                ties between rows can exceed it
 ``…_trivial``                   1.5 times the known sign (0 where no sign is known); its integer is
                                 1 or 2 times that sign, whichever is the more frequent truth
 ``identifiable_fraction_…``     share of edges, columns, k that prior and noise-free data determine
