@@ -49,7 +49,7 @@ def task(cfg: DictConfig) -> None:
     )
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config, resume=False)
     try:
-        write(config, wanted, found, len(known), folder.path)
+        write(config, wanted, found, known, folder.path)
     except BaseException:
         folder.release()
         raise
@@ -104,20 +104,25 @@ def design_task(config: dict[str, Any]) -> DesignTask:
 
 
 def write(
-    config: dict[str, Any], wanted: DesignTask, found: Design, n_known: int, folder: Path
+    config: dict[str, Any],
+    wanted: DesignTask,
+    found: Design,
+    known: frozenset[bytes],
+    folder: Path,
 ) -> None:
     """Every file of a design."""
     from neuralgraph.core.files import write_text
     from neuralgraph.core.product import Product
     from neuralgraph.gallery import render_gallery
     from neuralgraph.systems.boolean_grn.attractors import find_attractors
-    from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
+    from neuralgraph.systems.boolean_grn.circuit import SignedCircuit, canonical_keys
     from neuralgraph.systems.boolean_grn.network import BooleanNetwork
     from neuralgraph.systems.boolean_grn.plots.design import design_figures
 
     circuits = [SignedCircuit.from_adjacency(matrix) for matrix in found.circuits]
+    keys = canonical_keys(found.circuits)
     entries = []
-    for k, circuit in enumerate(circuits):
+    for k, (circuit, key) in enumerate(zip(circuits, keys, strict=True)):
         file = folder / "circuits" / f"circuit_{k + 1:03d}.bnet"
         write_text(file, BooleanNetwork.from_circuit(circuit, rule=wanted.rule).to_bnet())
         attractors = find_attractors(circuit, update=wanted.update, rule=wanted.rule, n_listed=100)
@@ -129,12 +134,12 @@ def write(
                 "phenotype": wanted.phenotype,
                 "robustness": float(found.robustness[k]),
                 "n_edge": circuit.n_edge,
-                "is_new": True if config["training"] is not None else None,
+                "is_new": key not in known if config["training"] is not None else None,
                 "bnet": file.relative_to(folder).as_posix(),
                 "attractors": attractors.to_dict(),
             }
         )
-    numbers = summary(config, found, n_known)
+    numbers = summary(config, found, len(known))
     content = {"summary": numbers, "notes": list(found.notes), "circuits": entries}
     write_text(folder / "circuits.json", json.dumps(content, indent=1) + "\n")
     figures = design_figures(

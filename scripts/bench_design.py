@@ -64,6 +64,21 @@ def run(
     return found
 
 
+def new_ones(
+    phenotype: str, n_gene: int, n_seed: int, known: frozenset[bytes]
+) -> tuple[float, float]:
+    """Circuits returned that are not in the training data (mean), and evaluations for each."""
+    n_returned, n_evaluation = 0, 0
+    for seed in range(n_seed):
+        found = run("evolutionary", phenotype, n_gene, seed, "first", known)
+        keys = set(canonical_keys(found.circuits))
+        if found.n_class is None or found.n_class > len(found.circuits):
+            assert not keys & known
+        n_returned += len(keys - known)
+        n_evaluation += found.n_evaluation
+    return n_returned / n_seed, n_evaluation / max(1, n_returned)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -76,8 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     print(
         "| genes | phenotype | returned | evaluations per success, random | evolutionary | "
-        "new against training | robustness, first | robust | CPU ms a circuit |\n"
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "new against training | returned with `training=` | evaluations per new one | "
+        "robustness, first | robust | CPU ms a circuit |\n"
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for n_gene in (3, 4, 5, 6):
         known = frozenset[bytes]()
@@ -103,11 +119,17 @@ def main(arguments: list[str] | None = None) -> None:
             row["robustness_robust"] = float(robust.robustness.mean())
             keys = [key for d in first for key in canonical_keys(d.circuits)]
             row["novelty"] = float(np.mean([key not in known for key in keys]))
+            if known:
+                row["new"] = new_ones(phenotype, n_gene, options.seeds, known)
             row["cpu_ms"] = 1000 * spent / sum(row["returned"])
             rows.append(row)
             cost = [f"{row[k][0]:.2f} ({row[k][1]:.2f}–{row[k][2]:.2f})" for k in GENERATORS]
             returned = sorted(set(row["returned"]))
-            new = f"{100 * row['novelty']:.1f} %" if options.training else "–"
+            new = f"{100 * row['novelty']:.0f} %" if known else "–"
+            if known:
+                new += f" | {row['new'][0]:g} | {row['new'][1]:.2f}"
+            else:
+                new += " | – | –"
             print(
                 f"| {n_gene} | {phenotype} | {', '.join(map(str, returned))} | {cost[0]} | "
                 f"{cost[1]} | {new} | {row['robustness_first']:.2f} | "

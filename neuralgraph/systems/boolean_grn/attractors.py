@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralgraph.core.errors import ConfigError, MissingExtraError, nearest
+from neuralgraph.core.errors import ConfigError, MissingExtraError, SolverError, nearest
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
 from neuralgraph.systems.boolean_grn.network import N_GENE_LISTED, BooleanNetwork
@@ -365,7 +365,11 @@ def _work(network: BooleanNetwork, pipe: Any) -> None:
 def _symbolic_complex(
     network: BooleanNetwork, seconds_limit: float
 ) -> list[tuple[int, str, list[list[bool]]]] | None:
-    """Complex attractors, or ``None`` when the time is up; the search runs in its own process."""
+    """Complex attractors, or ``None`` when the time is up; the search runs in its own process.
+
+    Raises:
+        SolverError: the process ended by itself without a result.
+    """
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -376,8 +380,11 @@ def _symbolic_complex(
     try:
         receiver.recv()
         return receiver.recv() if receiver.poll(seconds_limit) else None
-    except EOFError:
-        return None
+    except EOFError as error:
+        raise SolverError(
+            "the process of the symbolic search ended without a result (out of memory?): ask for "
+            "update=synchronous, which needs the fixed points only"
+        ) from error
     finally:
         if process.is_alive():
             process.terminate()

@@ -239,6 +239,24 @@ def test_the_verb_writes_circuits_drawings_and_files(inside, tmp_path):
     assert page.count("data:image/png;base64") == 2 and "circuits.json" in page
 
 
+def test_circuits_are_marked_as_new_where_training_data_are_named(inside, tmp_path):
+    every = enumerate_circuits(2)
+    toggles = every[label_circuits(every) == PHENOTYPES.index("toggle_switch")][:1]
+    Recording(
+        time=torch.zeros(1, 1),
+        state=torch.zeros(1, 1, 1),
+        names=("x",),
+        graph={"adjacency": torch.from_numpy(toggles), "n_gene": torch.tensor([2])},
+    ).save(tmp_path / "known" / "recording.pt")
+    status, message = inside(
+        "design", "phenotype=toggle_switch", "n_genes=2", "n_card=0", "training=known",
+        "hydra.run.dir=out",
+    )  # fmt: skip
+    assert status == 0, message
+    content = json.loads((tmp_path / "out/circuits.json").read_text())
+    assert sorted(entry["is_new"] for entry in content["circuits"]) == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
