@@ -28,7 +28,13 @@ from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import derived_seed, torch_generator
 from neuralgraph.core.threads import limit_threads
 from neuralgraph.training.budget import Budget
-from neuralgraph.training.callbacks import Callback, EarlyStop, PeriodicEvaluation, Progress
+from neuralgraph.training.callbacks import (
+    Callback,
+    EarlyStop,
+    PeriodicEvaluation,
+    PeriodicFigures,
+    Progress,
+)
 from neuralgraph.training.checkpoint import load_checkpoint, load_weights
 from neuralgraph.training.loggers import Logger
 from neuralgraph.training.session import Session, choose_device
@@ -199,7 +205,7 @@ def open_session(
     model: nn.Module,
     truth: Truth | None,
 ) -> tuple[Any, Session]:
-    """Session with its callbacks; the truth goes into a watcher of a file, no further."""
+    """Session with its callbacks; the truth goes into watchers of files, no further."""
     trainer = config["trainer"]
     callbacks: list[Callback] = []
     if parts.evaluation.every and truth is not None:
@@ -208,6 +214,14 @@ def open_session(
                 watch=lambda model, data: parts.evaluation.watch(model, data, truth),
                 every=parts.evaluation.every,
                 path=folder / "evaluation.jsonl",
+            )
+        )
+    draw = getattr(parts.report, "watch", None)
+    if parts.evaluation.every and draw is not None and getattr(parts.report, "is_periodic", False):
+        callbacks.append(
+            PeriodicFigures(
+                draw=lambda model, data, label: draw(model, data, truth, folder, label),
+                every=parts.evaluation.every,
             )
         )
     if trainer["early_stop"]["patience"] is not None:

@@ -181,6 +181,43 @@ class PeriodicEvaluation(Callback):
         cut_lines(self.path, self.n_lines)
 
 
+class PeriodicFigures(Callback):
+    """Draw the state of the training every few epochs; nothing is fed back.
+
+    The label is phase and epoch, so that a resumed run writes the files of a killed one
+    again. A figure that cannot be drawn is a warning: it must not end a training.
+
+    Args:
+        draw: ``(model, data, label)``.
+        every: Epochs between two looks.
+    """
+
+    def __init__(self, *, draw: Callable[[Any, Any, str], object], every: int) -> None:
+        self.draw = draw
+        self.every = every
+
+    def on_epoch_end(self, session: Session, row: Mapping[str, Any]) -> None:
+        """Draw, the model in evaluation mode."""
+        import logging
+
+        import torch
+
+        if (int(row["epoch"]) + 1) % self.every:
+            return
+        was_training = session.model.training
+        session.model.eval()
+        try:
+            with torch.no_grad():
+                phase = str(row["phase"]).replace(" ", "_")
+                self.draw(session.model, session.data, f"{phase}_{int(row['epoch']):05d}")
+        except Exception as error:
+            logging.getLogger("neuralgraph").warning(
+                "no figure in epoch %s: %s: %s", row["epoch"], type(error).__name__, error
+            )
+        finally:
+            session.model.train(was_training)
+
+
 def cut_lines(path: Path, n_lines: int) -> None:
     """Keep the first ``n_lines`` lines of a file (which may be absent)."""
     from neuralgraph.core.files import write_text

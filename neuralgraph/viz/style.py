@@ -120,7 +120,9 @@ def save(figure: Canvas, path: Path | str, title: str, caption: str) -> Figure:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    part = path.with_name(f".{path.name}.part")  # a reader never meets half a file
+    figure.savefig(part, dpi=DPI, format="png", metadata={"Software": None})
+    part.replace(path)
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close(figure)

@@ -11,7 +11,12 @@ from torch import nn
 from neuralgraph.core.errors import CheckpointError, ConfigError, TrainingError
 from neuralgraph.core.terms import Terms
 from neuralgraph.training.budget import Budget
-from neuralgraph.training.callbacks import Callback, EarlyStop, PeriodicEvaluation
+from neuralgraph.training.callbacks import (
+    Callback,
+    EarlyStop,
+    PeriodicEvaluation,
+    PeriodicFigures,
+)
 from neuralgraph.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from neuralgraph.training.loops import fit
 from neuralgraph.training.optimizers import parameter_groups
@@ -185,6 +190,23 @@ def test_periodic_evaluation_writes_and_changes_nothing(tmp_path):
     )
     train(session(b, callbacks=[watched]), two_phases)
     assert len((b / "evaluation.jsonl").read_text().splitlines()) == 2
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def test_periodic_figures_change_nothing_and_a_broken_one_ends_nothing(tmp_path, caplog):
+    a, b = tmp_path / "a", tmp_path / "b"
+    train(session(a), two_phases)
+    labels = []
+
+    def draw(model, data, label):
+        assert not model.training
+        labels.append(label)
+        if len(labels) == 2:
+            raise ValueError("no axes")
+
+    train(session(b, callbacks=[PeriodicFigures(draw=draw, every=1)]), two_phases)
+    assert len(labels) == len(set(labels)) == len(rows(b))
+    assert "ValueError: no axes" in caplog.text
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 

@@ -105,6 +105,7 @@ def set_model(
     *,
     max_types: int,
     fit_to: str = "derivative",
+    n_iteration: int = 8,
 ) -> Solution:
     """Solve jointly and leave the result in ``log_k``, ``MLP_sub``, ``MLP_node`` and ``a``.
 
@@ -118,6 +119,7 @@ def set_model(
         max_types: Largest number of metabolite types considered.
         fit_to: ``derivative``: explain dc/dt; ``concentration``: follow the concentrations, whose
             errors are proportional to them, and read no derivative.
+        n_iteration: Bound on the steps of the likelihood of concentrations.
 
     Raises:
         ConfigError: an unknown ``fit_to``.
@@ -143,7 +145,9 @@ def set_model(
             known = batch.inputs.detach().double().cpu()
         time, run, frame = (x.detach().cpu() for x in (batch.time, batch.run, batch.frame))
         runs = runs_of(run, frame)
-        noisy = fit_concentrations(data, time.double(), runs, known, max_types=max_types)
+        noisy = fit_concentrations(
+            data, time.double(), runs, known, max_types=max_types, n_iteration=n_iteration
+        )
         fit, types, spread = noisy.joint, noisy.types, noisy.type_covariance
         said = {"noise": math.sqrt(fit.score), "n_iterations": float(noisy.n_iteration)}
         data = replace(data, concentration=noisy.u.exp())

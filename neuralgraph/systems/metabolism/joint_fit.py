@@ -68,7 +68,7 @@ def fit_joint(
     *,
     n_iteration: int = 30,
     n_some: int = 1024,
-    is_power_refused: bool = False,
+    family: str = "any",
 ) -> JointFit:
     """Substrate law, rate constants and homeostatic lines.
 
@@ -76,7 +76,7 @@ def fit_joint(
         data: Frames and graph.
         n_iteration: Bound on Gauss–Newton steps.
         n_some: Frames of the scan over powers and of the splines, evenly spaced.
-        is_power_refused: Whether splines are taken whatever the criterion says of them.
+        family: ``power`` or ``splines`` whatever the criterion says, or ``any``.
 
     Returns:
         The fit; undetermined rate constants are split as :func:`split_undetermined` says.
@@ -98,8 +98,8 @@ def fit_joint(
     law = replace(law, theta=best[None].clone())
     if len(data.order):
         law = _descend(scan, law, features, n_iteration)
-        score = math.inf if is_power_refused else _score(scan, law, features)
-        if score > EXACT**2:
+        score = math.inf if family == "splines" else _score(scan, law, features)
+        if score > EXACT**2 and family != "power":
             law = _maybe_flexible(scan, law, score, n_iteration)
         whole = Solver(data, weight)
         law = _descend(whole, law, law.features(data), 4)

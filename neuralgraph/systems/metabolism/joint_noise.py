@@ -86,6 +86,7 @@ def fit_concentrations(
     known: Tensor | None,
     *,
     max_types: int,
+    n_iteration: int = 8,
 ) -> NoisyFit:
     """Everything from concentrations whose errors are proportional to them.
 
@@ -95,6 +96,7 @@ def fit_concentrations(
         runs: First frame of each run and the frame after its last.
         known: Known part of dc/dt, ``(n_frame, n_met)``, or ``None``.
         max_types: Largest number of types considered.
+        n_iteration: Bound on the steps of each likelihood.
 
     Raises:
         DataError: runs too short to be smoothed.
@@ -108,7 +110,7 @@ def fit_concentrations(
     smooth = torch.cat([whittaker(log_c[first:stop]) for first, stop in runs])
     series = Series(log_c, time, tuple(runs), known)
     data = replace(data, concentration=smooth.exp())
-    fit, is_sufficient = _with_law(data, series, smooth)
+    fit, is_sufficient = _with_law(data, series, smooth, n_iteration)
     is_snapped = False
     if is_sufficient:
         fit, is_snapped = snapped(fit, log_c.numel())
@@ -148,24 +150,22 @@ def mean_of_logarithm(log_c: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
     return 0.5 * third.square().mean(0) / 20
 
 
-def _with_law(data: KineticData, series: Series, smooth: Tensor) -> tuple[TrajectoryFit, bool]:
+def _with_law(
+    data: KineticData, series: Series, smooth: Tensor, n_iteration: int
+) -> tuple[TrajectoryFit, bool]:
     """The likelihood under the law that its criterion prefers, and whether that law suffices."""
     weak = weak_form(data, series.time, series.runs, series.known)
-    start = fit_joint(weak)
-    power = start
-    if start.law.power is None:
-        law = Law(torch.ones(1, dtype=torch.float64), None, start.law.levels)
-        power = replace(start, law=law)
-    simple = _likelihood(data, series, power, smooth)
-    if simple is not None and start is power and not _is_refused(data, series, simple):
+    power = fit_joint(weak, family="power")
+    simple = _likelihood(data, series, power, smooth, n_iteration)
+    if simple is not None and not _is_refused(data, series, simple):
         return simple, True
-    if start is power:
-        start = fit_joint(weak, is_power_refused=True)
-    rich = _likelihood(data, series, start, smooth)
+    start = fit_joint(weak, family="splines")
+    rich = _likelihood(data, series, start, smooth, n_iteration)
     if rich is None:  # from the power law in place of the weak form
         if simple is not None:
             power = replace(power, law=simple.law, log_k=simple.log_k / LN10, line=simple.line)
-        rich = _likelihood(data, series, replace(power, law=_as_splines(power.law, smooth)), smooth)
+        power = replace(power, law=_as_splines(power.law, smooth))
+        rich = _likelihood(data, series, power, smooth, n_iteration)
     if simple is None or rich is None:
         found = simple or rich
         if found is None:
@@ -203,10 +203,21 @@ def _reach(u: Tensor) -> tuple[float, float]:
 
 
 def _likelihood(
-    data: KineticData, series: Series, start: JointFit, smooth: Tensor
+    data: KineticData, series: Series, start: JointFit, smooth: Tensor, n_iteration: int
 ) -> TrajectoryFit | None:
-    log_k = LN10 * start.log_k
-    return fit_trajectories(data, series, law=start.law, log_k=log_k, line=start.line, u=smooth)
+    """Its start is kept from extremes: a first step finds k and lines, but not from anywhere."""
+    low, high = torch.quantile(start.log_k, torch.tensor([0.05, 0.95], dtype=torch.float64))
+    log_k = LN10 * start.log_k.clamp(low - 0.5, high + 0.5)
+    line = start.line.median(0).values.expand_as(start.line)
+    return fit_trajectories(
+        data,
+        series,
+        law=start.law,
+        log_k=log_k,
+        line=line,
+        u=smooth,
+        n_iteration=n_iteration,
+    )
 
 
 def snapped(fit: TrajectoryFit, n: int) -> tuple[TrajectoryFit, bool]:

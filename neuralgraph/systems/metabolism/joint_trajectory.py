@@ -41,6 +41,8 @@ LARGEST_MOVE = 0.5
 """Of a natural logarithm of a concentration in one iteration."""
 ROUGH = 0.3
 """Second differences of spline coefficients are expected to be of this size, in log f."""
+LARGEST_DECAY = 2.0
+"""Rate of decay times width of a bin."""
 CHUNK = 16
 """Bins whose rows are multiplied at once."""
 
@@ -276,7 +278,9 @@ def _linearised(
             path = 0.5 * step[t] * (jacobian[t] + jacobian[t + 1])
             move = _propagated(move, path) + gap[t]
     left = shooting.series.log_c[frames] - here - torch.stack(moves)
-    # the same on bins, for every start and parameter at once
+    # the same on bins, for every start and parameter at once; fast pieces take narrow bins
+    fastest = float(jacobian.diagonal(dim1=1, dim2=2).abs().max() * step.max())
+    width = max(1, min(width, int(LARGEST_DECAY / max(fastest, 1e-12))))
     n_par = log_k.numel() + shooting.n_line + len(of_law)
     nodes = list(range(0, stop - first, width))
     owner = ((torch.arange(stop - first) + (width - 1) // 2) // width).clamp(max=len(nodes) - 1)
@@ -303,7 +307,7 @@ def _linearised(
         path = (weight[:, None, None] * jacobian[span]).sum(0)
         push = 0.5 * drive.matrix(shooting, weight, span)
         state[:, n_met:] += push
-        state = _propagated(torch.eye(n_met, dtype=u.dtype), path) @ state
+        state = torch.linalg.matrix_exp(path) @ state
         state[:, n_met:] += push
     solve = scaled_inverse(normal[:n_met, :n_met])
     cross, moment = normal[:n_met, n_met:], right[:n_met]

@@ -49,11 +49,20 @@ class MetabolismReporter:
         n_curve_shown: Reactions in the figure of the rate laws.
         max_image_size: Largest number of matrix entries drawn as an image; a larger network gets
             the scatter alone.
+        is_periodic: Whether the figures of document 002 are drawn while training, every
+            ``evaluation.every`` epochs.
     Raises:
         ConfigError: a number below 1.
     """
 
-    def __init__(self, *, n_metabolite_shown: int, n_curve_shown: int, max_image_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        n_metabolite_shown: int,
+        n_curve_shown: int,
+        max_image_size: int,
+        is_periodic: bool,
+    ) -> None:
         if min(n_metabolite_shown, n_curve_shown, max_image_size) < 1:
             raise ConfigError(
                 "report.n_metabolite_shown, n_curve_shown and max_image_size must be at least 1"
@@ -61,6 +70,42 @@ class MetabolismReporter:
         self.n_metabolite_shown = n_metabolite_shown
         self.n_curve_shown = n_curve_shown
         self.max_image_size = max_image_size
+        self.is_periodic = is_periodic
+
+    def watch(
+        self,
+        model: Metabolism_Propagation,
+        data: MetabolismData,
+        truth: Truth | None,
+        folder: Path,
+        label: str,
+    ) -> list[Figure]:
+        """Substrate function, homeostasis, embeddings, rate constants and loss, as they are now.
+
+        Args:
+            model: The model as far as it is trained.
+            data: Its data.
+            truth: The truth, or ``None``: the comparison of rate constants is then left out, and
+                the dashed lines are.
+            folder: Run folder; ``metrics.jsonl`` is read where it exists.
+            label: End of the files' names, as ``final`` is of the last ones.
+        """
+        out = folder / "figures"
+        units = {"time": data.time_unit, "state": data.concentration_unit}
+        figures: list[Figure] = []
+        with torch.no_grad(), style.house():
+            if truth is not None:
+                network = network_of_truth(truth)
+                gauged = evaluation.gauged_stoichiometry(model, data, max_coefficient=2)
+                pair = evaluation.gauged_log_k(model, data, truth, network, gauged)
+                if not isinstance(pair, str):
+                    figures.append(self._rate_constants(pair, None, out, label=label))
+            if model.kinetics == "mass_action":
+                figures.append(self._substrate_function(model, data, truth, out, units, label))
+            if model.has_homeostasis:
+                figures += self._homeostasis(model, data, truth, out, units, label)
+            figures.append(self._loss(folder))
+        return figures
 
     def figures(
         self,
@@ -112,17 +157,21 @@ class MetabolismReporter:
                 log_k, true = (None, None) if isinstance(pair, str) else pair
                 path = folder / "rate_constants.csv"
                 write_rate_constants(path, names, known, log_k=log_k, true_log_k=true)
-            figure = style.canvas(style.WIDTH, 3.0)
-            panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
-            yield style.save(
-                figure,
-                out / "loss.png",
-                "Training",
-                "The data term loss (thick blue), each weighted regulariser coeff_… that is on, "
-                "their sum regul_total (cyan) and validation_loss (dashed), as far as they are "
-                "above 0, at the end of each epoch. Thin vertical lines part the phases; a diamond "
-                "is a phase solved in closed form, without steps.",
-            )
+            yield self._loss(folder)
+
+    @staticmethod
+    def _loss(folder: Path) -> Figure:
+        figure = style.canvas(style.WIDTH, 3.0)
+        panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
+        return style.save(
+            figure,
+            folder / "figures" / "loss.png",
+            "Training",
+            "The data term loss (thick blue), each weighted regulariser coeff_… that is on, "
+            "their sum regul_total (cyan) and validation_loss (dashed), as far as they are "
+            "above 0, at the end of each epoch. Thin vertical lines part the phases; a diamond "
+            "is a phase solved in closed form, without steps.",
+        )
 
     def products(
         self,
@@ -299,22 +348,26 @@ class MetabolismReporter:
     def _rate_constants(
         self,
         pair: tuple[Tensor, Tensor],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Mapping[str, Any]] | None,
         out: Path,
         error: Tensor | None = None,
+        label: str = "final",
     ) -> Figure:
         log_k, true_log_k = pair
-        known = torch.tensor([bool(row["k_determined"]) for row in rows])
+        groups = {"reactions": (torch.ones(log_k.shape, dtype=torch.bool), style.BLUE)}
+        if rows is not None:
+            known = torch.tensor([bool(row["k_determined"]) for row in rows])
+            groups = {
+                "determined": (known, style.BLUE),
+                "not determined": (~known, style.ORANGE),
+            }
         figure = style.canvas(4.6, 4.4)
         ax = figure.add_subplot()
         panels.identity_scatter(
             ax,
             true_log_k,
             log_k,
-            groups={
-                "determined": (known, style.BLUE),
-                "not determined": (~known, style.ORANGE),
-            },
+            groups=groups,
             band=metrics.OUTLIER,
         )
         says = ""
@@ -324,10 +377,11 @@ class MetabolismReporter:
         ax.set(xlabel="true log$_{10}$ k", ylabel="recovered log$_{10}$ k (gauge fixed)")
         return style.save(
             figure,
-            out / "rate_constants" / "comparison_final.png",
+            out / "rate_constants" / f"comparison_{label}.png",
             "True against recovered rate constants",
             f"Outside the grey band a reaction counts as an outlier (error above "
-            f"{metrics.OUTLIER:g}). Orange: not determined by noise-free data of this design."
+            f"{metrics.OUTLIER:g}). "
+            + ("" if rows is None else "Orange: not determined by noise-free data of this design.")
             + says,
         )
 
@@ -401,6 +455,7 @@ class MetabolismReporter:
         truth: Truth | None,
         out: Path,
         units: Mapping[str, str],
+        label: str = "final",
     ) -> Figure:
         values = data.train.concentration.double().flatten().cpu()
         values = values[:: max(1, values.numel() // 500_000)]
@@ -436,7 +491,7 @@ class MetabolismReporter:
         ax.grid(axis="y")
         return style.save(
             figure,
-            out / "substrate_func" / "MLP_sub_final.png",
+            out / "substrate_func" / f"MLP_sub_{label}.png",
             "Substrate function",
             "Factor of one substrate in the rate, learned (solid) and the power law of mass action "
             "(dashed), over the range of the training data.",
@@ -449,6 +504,7 @@ class MetabolismReporter:
         truth: Truth | None,
         out: Path,
         units: Mapping[str, str],
+        label: str = "final",
     ) -> Iterator[Figure]:
         types = torch.zeros(data.spec.n_met, dtype=torch.long)
         if truth is not None and "metabolite_type" in truth.parameters:
@@ -465,8 +521,8 @@ class MetabolismReporter:
             here = types == t
             colour = TYPE_COLOURS[t % len(TYPE_COLOURS)]
             ax.plot(x, h[:, here], color=colour, lw=0.5, alpha=0.25)
-            label = f"type {t}: median" if named else "median"
-            ax.plot(x, h[:, here].median(1).values, color=colour, lw=2.2, label=label)
+            legend = f"type {t}: median" if named else "median"
+            ax.plot(x, h[:, here].median(1).values, color=colour, lw=2.2, label=legend)
             if truth is not None and named:
                 rate = truth.parameters["homeostasis_lambda"][here].mean()
                 level = truth.parameters["homeostasis_baseline"][here].mean()
@@ -479,7 +535,7 @@ class MetabolismReporter:
         ax.grid(axis="y")
         yield style.save(
             figure,
-            out / "rate_func" / "MLP_node_final.png",
+            out / "rate_func" / f"MLP_node_{label}.png",
             "Learned homeostasis",
             "One thin line for each metabolite; thick: median"
             + (" of its type; dashed: truth." if named else "."),
@@ -504,7 +560,7 @@ class MetabolismReporter:
         ax.set(xlabel="embedding, first coordinate", ylabel="embedding, second coordinate")
         yield style.save(
             figure,
-            out / "embedding" / "embedding_final.png",
+            out / "embedding" / f"embedding_{label}.png",
             "Metabolite embeddings",
             "One point for each metabolite" + (", coloured by its true type." if named else "."),
         )

@@ -82,7 +82,7 @@ def test_a_power_law_is_recognised_in_noise(name, power):
 
 @pytest.mark.parametrize(("name", "noise"), [("michaelis_menten", 0.05), ("hill", 0.01)])
 def test_a_law_that_is_no_power_law_is_never_snapped_in_noise(name, noise):
-    data, time, runs, p = courses(LAWS[name], noise=noise)
+    data, time, runs, _ = courses(LAWS[name], noise=noise)
     fit = fit_concentrations(data, time, runs, None, max_types=4)
     assert fit.joint.law.power is None and not fit.is_snapped
     states = fit.u.flatten().double()

@@ -25,7 +25,12 @@ def _coarse(monkeypatch):
 
 
 def reporter(**changes):
-    knobs = {"n_metabolite_shown": 4, "n_curve_shown": 3, "max_image_size": 1000}
+    knobs = {
+        "n_metabolite_shown": 4,
+        "n_curve_shown": 3,
+        "max_image_size": 1000,
+        "is_periodic": False,
+    }
     return MetabolismReporter(**{**knobs, **changes})
 
 
@@ -104,3 +109,18 @@ def test_learned_rate_laws_are_drawn_without_truth_too(tmp_path):
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="at least 1"):
         reporter(n_curve_shown=0)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_figures_of_document_002_while_training(tmp_path, truth):
+    model, data, known = cases.case(planted=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = reporter(is_periodic=True).watch(
+        model, data, known if truth else None, tmp_path, "00000020"
+    )
+    expected = ["comparison_00000020"] * truth + ["MLP_sub_00000020", "loss"]
+    assert names(found) == expected
+    written = {path.name for path in (tmp_path / "figures").rglob("*")}
+    assert not any(name.endswith(".part") for name in written)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -214,7 +214,9 @@ def test_the_reporter_yields_the_products_without_the_truth(tmp_path):
     model, data, truth = cases.case(planted=False)
     card = cases.evaluator()(model, data, truth, log=cases.LOG)
     card.provenance["name"] = "run"
-    reporter = MetabolismReporter(n_metabolite_shown=2, n_curve_shown=2, max_image_size=10)
+    reporter = MetabolismReporter(
+        n_metabolite_shown=2, n_curve_shown=2, max_image_size=10, is_periodic=False
+    )
     products = list(reporter.products(model, data, card, tmp_path, store={}))
     assert all((tmp_path / p.path.name).exists() for p in products if p.path)
     shown = next(p for p in products if p.title == "Reactions").preview
