@@ -24,6 +24,7 @@ import numpy as np
 
 from neuralgraph.core.errors import DataError
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
+from neuralgraph.systems.metabolism.recovery_gaps import open_parts
 from neuralgraph.systems.metabolism.recovery_law import (
     Collocation,
     PolynomialLaw,
@@ -41,7 +42,6 @@ from neuralgraph.systems.metabolism.recovery_mlp import (
     networks_from,
 )
 from neuralgraph.systems.metabolism.recovery_noise import average_noise, excess, is_noisy
-from neuralgraph.systems.metabolism.recovery_open import open_parts
 from neuralgraph.systems.metabolism.recovery_sharpen import settle, soft_round
 
 Array = np.ndarray
@@ -67,7 +67,7 @@ class Recovered:
         confidence: Log evidence between the coefficient of an edge and the best column that
             differs there, ``(n_all_edge,)``; near 0 means undecided.
         open: What is not determined, by reason; see
-            :func:`~neuralgraph.systems.metabolism.recovery_open.open_parts`.
+            :func:`~neuralgraph.systems.metabolism.recovery_gaps.open_parts`.
     """
 
     sto_sub: Array

@@ -96,9 +96,9 @@ def _decode_integers(
     session: Session, model: Metabolism_Propagation, data: MetabolismData, max_coefficient: int
 ) -> None:
     from neuralgraph.systems.metabolism.recovery import recover_stoichiometry
+    from neuralgraph.systems.metabolism.recovery_gaps import sentences
     from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
     from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
-    from neuralgraph.systems.metabolism.recovery_open import sentences
 
     spec, batch = data.spec, data.train
     assert batch.dx_dt is not None and spec.sign_all is not None

@@ -11,6 +11,7 @@ from torch import nn
 
 from neuralgraph.core.errors import DataError
 from neuralgraph.systems.metabolism.recovery import Recovered, recover_stoichiometry
+from neuralgraph.systems.metabolism.recovery_gaps import sentences
 from neuralgraph.systems.metabolism.recovery_law import (
     PolynomialLaw,
     collocation,
@@ -18,7 +19,6 @@ from neuralgraph.systems.metabolism.recovery_law import (
 )
 from neuralgraph.systems.metabolism.recovery_mlp import networks_from
 from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
-from neuralgraph.systems.metabolism.recovery_open import sentences
 
 N_MET, N_RXN = 8, 8
 QUICK = {
