@@ -14,6 +14,8 @@ from neuralgraph.systems.boolean_grn.evaluation import SUFFIX
 from neuralgraph.systems.boolean_grn.model import GRNRows
 from neuralgraph.viz.figure import Figure
 
+N_CALIBRATION = 20
+"""Fewest circuits of a bin that is drawn."""
 ROW_WORDS = {"informed": "with soft dynamics", "structure": "structure only"}
 
 
@@ -122,8 +124,9 @@ def _calibration(by_size: dict[str, dict], out: Path) -> Figure:
     ax = figure.add_subplot()
     ax.plot([0, 1], [0, 1], color=style.INK, lw=1, ls="--")
     for place, (size, table) in enumerate(by_size.items()):
+        shown = np.array(table["count"]) >= N_CALIBRATION
         ax.plot(
-            table["confidence"], table["accuracy"], "o-", ms=3,
+            np.array(table["confidence"])[shown], np.array(table["accuracy"])[shown], "o-", ms=4,
             color=style.CYCLE[place % len(style.CYCLE)],
             label=f"{size} genes, error {table['error']:.3f}",
         )  # fmt: skip
@@ -132,6 +135,7 @@ def _calibration(by_size: dict[str, dict], out: Path) -> Figure:
     return style.save(
         figure, out / "calibration.png", "Calibration",
         "Unstratified circuits in ten bins of the highest probability; the network with dynamics. "
+        f"Bins of fewer than {N_CALIBRATION} circuits are left out of the figure. "
         "On the dashed line the probabilities mean what they say. The training circuits hold more "
         "of the rare phenotypes than the unstratified ones.",
     )  # fmt: skip
