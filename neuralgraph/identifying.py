@@ -344,10 +344,11 @@ def _advice(summary: Mapping[str, Any], bound: str) -> list[str]:
         before, after = more["median_error"][0], more["median_error"][-1]
         highest = max(more["rank"])
         if highest > summary["rank"]:
-            first = more["rank"].index(highest)
+            n = more["n_more"][more["rank"].index(highest)]
+            these = "trajectory" if n == 1 else "trajectories"
             result.append(
-                f"{more['n_more'][first]} further trajectories like those so far would determine "
-                f"{highest} of {summary['n_analysed']} combinations; {summary['rank']} are now."
+                f"{n} further {these} like those so far would determine {highest} "
+                f"of {summary['n_analysed']} combinations; {summary['rank']} are now."
             )
         text = (
             f"{100 * now:.0f} % of the parameters have an error below {bound} now; with {last} "
