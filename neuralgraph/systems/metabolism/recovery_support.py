@@ -8,11 +8,11 @@ metabolite may be a product. Three steps:
    what is left is added until nothing is gained (orthogonal matching pursuit). A reaction has the
    average shape of a rate law as its feature, and the Legendre products of its substrates, with a
    prior, for what it deviates; the average shape is learned along the way.
-2. *Integers*, rate constants and law with the products that were found, as where the support is
-   known; a product may also turn out to be absent.
+2. *Integers* from the amounts with which the reactions act; rate constants and law, two shared
+   networks, by Gauss-Newton from the random networks nearest to the shape that was learned.
 3. *Support again.* The pursuit is repeated with the rates that were learned. What it finds
    becomes a candidate in the search that changes columns where a joint refit lowers the objective.
-   Both are repeated until nothing changes.
+   Both are repeated; unless they end where the data are explained, the second step's answer stays.
 
 Reactions with the same substrates are told apart by their coefficients and rate constants only:
 the first step sees them as one, and what it finds is a candidate of each of them.
@@ -21,12 +21,13 @@ the first step sees them as one, and what it finds is a candidate of each of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from neuralgraph.systems.metabolism.recovery import Decoded, decode
+from neuralgraph.systems.metabolism.recovery import Decoded
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
 from neuralgraph.systems.metabolism.recovery_columns import (
     Column,
@@ -38,7 +39,14 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     go_on,
     network_of,
 )
-from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw, legendre
+from neuralgraph.systems.metabolism.recovery_law import (
+    PolynomialLaw,
+    collocation,
+    legendre,
+    random_rate_laws,
+)
+from neuralgraph.systems.metabolism.recovery_messages import LOWEST
+from neuralgraph.systems.metabolism.recovery_mlp import SharedRateNetwork, networks_from
 from neuralgraph.systems.metabolism.recovery_roles import (
     CLASSES,
     class_of,
@@ -46,6 +54,7 @@ from neuralgraph.systems.metabolism.recovery_roles import (
     nearest_laws,
     spread_of_laws,
 )
+from neuralgraph.systems.metabolism.recovery_sharpen import refit
 
 Array = np.ndarray
 Log = Callable[[str], None]
@@ -53,12 +62,15 @@ Log = Callable[[str], None]
 PURSUIT_CLASSES = (*CLASSES, (5,))
 LEAST_SHARE = 0.055
 """Share of the squared residual that a further reaction must explain."""
-LEAST_SHARE_SHARP = 0.12
+LEAST_SHARE_SHARP = 0.3
 """The same with learned rates."""
-MOST_OPTIONAL = 5
+MOST_OPTIONAL = 3
 """Candidate products of a reaction that may be absent."""
-SURE = 0.25
+SURE = 0.7
 """Deviation of a coefficient from an integer below which a product is not put in question."""
+
+EXPLAINED = 2 * float(np.log(1e-4))
+"""Mean log squared relative residual below which the search of the third step is believed."""
 
 
 def recover_support(
@@ -75,14 +87,10 @@ def recover_support(
     log_k_range: tuple[float, float],
     n_pass: int = 2,
     n_frame_pursuit: int = 1440,
-    degree: Sequence[int] = (10, 6, 5),
     sharp_degree: Sequence[int] = (12, 8, 7),
     max_frames: int = 432,
-    n_scan: int = 24,
-    n_start: int = 3,
-    n_anneal: int = 20,
     n_sharpen: int = 10,
-    n_turn: int = 4,
+    n_turn: int = 2,
     log: Log | None = None,
 ) -> RecoveredNetwork:
     """Recover products, integer coefficients and rate constants from the substrate graph alone.
@@ -100,12 +108,9 @@ def recover_support(
         log_k_range: log10 k considered, in units where the rate law is about 1.
         n_pass: Passes of the first step.
         n_frame_pursuit: Frames used by the pursuits.
-        degree: As in :func:`~neuralgraph.systems.metabolism.recovery.recover_stoichiometry`.
-        sharp_degree: As there.
+        sharp_degree: As in
+            :func:`~neuralgraph.systems.metabolism.recovery.recover_stoichiometry`.
         max_frames: As there.
-        n_scan: As there.
-        n_start: As there.
-        n_anneal: As there.
         n_sharpen: As there.
         n_turn: Repetitions of the third step at most.
         log: Called with one line of text per stage.
@@ -138,31 +143,18 @@ def recover_support(
     for turn in range(n_pass):
         n_found, misfit = pursuit.run()
         say(f"support, pass {turn + 1}: {n_found} products, residual {misfit:.1e} of the change")
-    columns = [
-        _first_column(substrates[j], pursuit.products_of(j), max_coefficient, max_products)
-        for j in range(n_rxn)
-    ]
-    found = decode(
-        ColumnProblem.of(problem, columns),
+    found = _first_guess(
+        problem,
+        pursuit,
         rng=rng,
-        tie_substrates=True,
-        width=32,
-        n_message=16,
         log_k_range=log_k_range,
-        degree=degree,
         sharp_degree=sharp_degree,
         max_frames=max_frames,
-        n_scan=n_scan,
-        n_start=n_start,
-        n_anneal=n_anneal,
-        n_sharpen=min(n_sharpen, 2),
-        order=pursuit.order,
-        n_try=2,
-        log=say,
+        n_step=max(2, n_sharpen),
     )
-    for turn in range(n_turn if n_sharpen > 1 else 0):
-        if found.net is None:
-            break
+    say(f"integers of the amounts: objective {found.objective:.2f}")
+    first = found
+    for _ in range(n_turn if n_sharpen > 1 else 0):
         columns, n_new, n_doubtful = _reopened(
             problem, found, substrates, n_frame_pursuit, max_products
         )
@@ -171,32 +163,64 @@ def recover_support(
         found = go_on(
             problem,
             columns,
-            found,
+            replace(found, net=deepcopy(found.net)),
             rng=rng,
             sharp_degree=sharp_degree,
             max_frames=max_frames,
-            n_round=max(1, n_sharpen // (1 if turn == n_turn - 1 else 3)),
+            n_round=max(1, n_sharpen // 3),
             log=say,
         )
-        if found.objective > before - 0.1 and turn:
+        if found.objective > before - 0.1:
             break
+    if found is not first and found.objective > EXPLAINED:
+        # while much is unexplained, a lower objective is bought with wrong integers
+        say(f"objective {found.objective:.2f}: the data stay unexplained, back to the amounts")
+        found = first
     return network_of(problem, found)
 
 
-def _first_column(
-    substrates: Array, products: list[tuple[int, bool]], max_coefficient: int, max_products: int
-) -> Column:
-    made = np.array([m for m, _ in products], dtype=int)
-    optional = np.array([not sure for _, sure in products], dtype=bool)
-    if (~optional).sum() > max_products:
-        optional[:] = True
-    value = np.r_[-np.ones(len(substrates), dtype=int), (~optional).astype(int)]
-    if optional.all() and len(made):
-        value[len(substrates)] = 1
-    answer = ReactionAnswer(
-        np.r_[substrates, made], value, tuple(substrates.tolist()), (1,) * len(substrates)
+def _first_guess(
+    problem: RecoveryProblem,
+    pursuit: Pursuit,
+    *,
+    rng: np.random.Generator,
+    log_k_range: tuple[float, float],
+    sharp_degree: Sequence[int],
+    max_frames: int,
+    n_step: int,
+    n_draw: int = 400,
+) -> Decoded:
+    """Integers and rate constants from the amounts, the law from the nearest random networks."""
+    coarse = PolynomialLaw(problem.max_substrates, problem.max_coefficient, (5,) * 3)
+    points = collocation(coarse, problem.center, problem.half_width, rng)
+    draws, weights = random_rate_laws(points, rng, n_draw)
+    nearest = int(pursuit.order(coarse, draws)[0])
+    fine = PolynomialLaw(problem.max_substrates, problem.max_coefficient, sharp_degree)
+    points = collocation(fine, problem.center, problem.half_width, rng)
+    net = SharedRateNetwork(*networks_from([w[nearest] for w in weights]), points)
+    columns, unit = [], np.ones(problem.n_rxn)
+    for j in range(problem.n_rxn):
+        answer, unit[j] = pursuit.answer_of(j, problem.max_coefficient)
+        columns.append(column_of(answer, [], problem.max_coefficient))
+    linear = [draws[nearest, coarse.index[1][shape][1]] for shape in range(problem.max_coefficient)]
+    scale = float(draws[nearest, coarse.constant[0]])
+    k_range = (10.0 ** log_k_range[0] / scale, 10.0 ** log_k_range[1] / scale)
+    k = np.clip(unit / float(np.mean(np.abs(linear))), *k_range)
+    frames = problem.frames(max_frames)
+    decoder = ColumnProblem.of(problem, columns).decoder(fine, frames, tie_substrates=True)
+    c = problem.concentration[frames].T
+    end = refit(decoder, c, net, np.zeros(problem.n_rxn, dtype=int), k, n_step)
+    decoder.set_rates(net.rates(c, decoder))
+    return Decoded(
+        lambda c, shape: net.rates(c, decoder, shape),
+        decoder,
+        end.pattern,
+        np.clip(end.k, *k_range),
+        np.maximum(end.residual, LOWEST * decoder.rms**2),
+        end.objective,
+        k_range,
+        net,
     )
-    return column_of(answer, [(answer.substrates, made, optional)], max_coefficient, max_products)
 
 
 @dataclass
@@ -426,22 +450,34 @@ class Pursuit:
         """Random rate laws by their distance to the learned shape."""
         return nearest_laws(poly, draws, PURSUIT_CLASSES, self.mean, self.deviation, self.sign)
 
-    def products_of(self, j: int, most: int = MOST_OPTIONAL) -> list[tuple[int, bool]]:
-        """Metabolites that reaction j may produce, and whether that is sure; likeliest first."""
+    def answer_of(self, j: int, max_coefficient: int) -> tuple[ReactionAnswer, float]:
+        """Integers that fit the amounts of reaction j best, and the amount of a coefficient 1."""
         lead = self.stands_for[j]
-        alone = int((self.stands_for == lead).sum()) == 1
-        found = []
+        n_share = int((self.stands_for == lead).sum())
+        substrates = self.substrates[j]
+        amount: dict[int, float] = {}
         for i, row in enumerate(self.rows):
-            if lead not in row.active or self.is_sub[i, lead]:
+            if lead not in row.active:
                 continue
-            q = row.active.index(lead)
-            ratio = row.amount[q] * self.sign / max(self.high[lead], 1e-12)
-            z = abs(row.amount[q]) / np.sqrt(row.variance[q])
-            if row.amount[q] * self.sign < 0:
-                continue
-            sure = alone and 0.35 < ratio < 3 and z > 12
-            found.append((not sure, -float(z), i, sure))
-        return [(i, bool(sure)) for _, _, i, sure in sorted(found)[:most]]
+            value = float(row.amount[row.active.index(lead)]) * self.sign
+            if i in substrates or (value > 0 and j == lead):
+                amount[i] = abs(value) / (n_share if i in substrates else 1)
+        size = np.maximum(np.array(list(amount.values())), 1e-9)
+        steps = np.log(np.arange(1, max_coefficient + 1))
+        best = (np.inf, 1.0, np.ones(len(size), dtype=int))
+        for unit in (size[:, None] / np.exp(steps)).ravel().tolist():
+            off = np.abs(np.log(size / unit)[:, None] - steps)
+            # the smaller integers where several fit alike
+            cost = float(np.minimum(off.min(1), 1.0).sum()) - 1e-6 * unit / size.max()
+            if cost < best[0]:
+                best = (cost, unit, off.argmin(1) + 1)
+        met = np.array(list(amount), dtype=int)
+        value = best[2] * np.where(np.isin(met, substrates), -1, 1)
+        missing = [m for m in substrates if m not in amount]
+        met = np.r_[met, np.array(missing, dtype=int)]
+        value = np.r_[value, -np.ones(len(missing), dtype=int)]
+        place = {int(m): int(-v) for m, v in zip(met, value, strict=True)}
+        return ReactionAnswer(met, value, substrates, tuple(place[m] for m in substrates)), best[1]
 
 
 def _reopened(

@@ -1,0 +1,285 @@
+"""Recovery with unknown roles or unknown support, on small networks with known answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.seeding import torch_generator
+from neuralgraph.systems.metabolism.kinetics import LearnedRate, random_weights
+from neuralgraph.systems.metabolism.loop import data_train_metabolism
+from neuralgraph.systems.metabolism.network import random_network
+from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
+from neuralgraph.systems.metabolism.recovery_columns import (
+    Column,
+    ColumnDecoder,
+    ReactionAnswer,
+    column_of,
+)
+from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
+from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
+from neuralgraph.systems.metabolism.recovery_support import Pursuit, recover_support
+from neuralgraph.systems.metabolism.start_open import Difference
+
+N_MET, N_RXN = 12, 12
+
+
+@dataclass
+class Small:
+    """Data and answer of a small network."""
+
+    c: np.ndarray
+    dx_dt: np.ndarray
+    s: np.ndarray
+    sub: tuple[np.ndarray, np.ndarray, np.ndarray]
+    all: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    def problem(self) -> RecoveryProblem:
+        met, rxn, value = self.all
+        return checked_problem(
+            self.c,
+            self.dx_dt,
+            *self.sub[:2],
+            met,
+            rxn,
+            np.sign(value),
+            n_met=N_MET,
+            n_rxn=N_RXN,
+            max_coefficient=2,
+        )
+
+
+def make(seed: int, n_frame: int = 240) -> Small:
+    network = random_network(
+        N_MET,
+        N_RXN,
+        n_substrate_max=3,
+        n_product_max=3,
+        coefficient_max=2,
+        mass_balanced=False,
+        generator=torch_generator(seed, "network"),
+    )
+    r = np.random.default_rng(seed)
+    weights = random_weights(torch_generator(seed, "law"), 32, 16)
+    law = LearnedRate(network, r.uniform(-1, 1, N_RXN), weights)
+    c = r.uniform(2.5, 7.5, (n_frame, N_MET))
+    s = network.matrix().numpy()
+    sub = (network.met_sub.numpy(), network.rxn_sub.numpy(), network.sto_sub.numpy().astype(int))
+    net = (network.met_all.numpy(), network.rxn_all.numpy(), network.sto_all.numpy().astype(int))
+    return Small(c, law.flux(c) @ s.T, s, sub, net)
+
+
+def answers(small: Small) -> list[ReactionAnswer]:
+    out = []
+    for j in range(N_RXN):
+        on, net = small.sub[1] == j, small.all[1] == j
+        order = np.argsort(small.sub[0][on])
+        subs, sizes = small.sub[0][on][order], small.sub[2][on][order]
+        out.append(
+            ReactionAnswer(
+                small.all[0][net], small.all[2][net], tuple(subs.tolist()), tuple(sizes.tolist())
+            )
+        )
+    return out
+
+
+def known_columns(small: Small) -> list[Column]:
+    """Signs known: the case of the decoder that this one generalises."""
+    columns = []
+    for answer in answers(small):
+        made = answer.met[answer.value > 0]
+        alternatives = [(answer.substrates, made, np.zeros(len(made), dtype=bool))]
+        columns.append(column_of(answer, alternatives, 2))
+    return columns
+
+
+def test_known_signs_are_a_special_case_of_lists_of_candidates() -> None:
+    small = make(3)
+    problem, poly = small.problem(), PolynomialLaw(3, 2, (4, 3, 3))
+    frames = problem.frames(120)
+    old = problem.decoder(poly, frames, tie_substrates=True)
+    z = (problem.concentration[frames] - problem.center) / problem.half_width
+    new = ColumnDecoder(z.T, problem.dx_dt[frames].T, known_columns(small), poly, 2)
+    theta = np.random.default_rng(0).normal(size=poly.n_theta) * 0.01
+    theta[poly.constant] = 1.0
+    misfit = []
+    for decoder in (old, new):
+        decoder.set_rates(decoder.polynomial_rates(theta))
+        belief = decoder.start(2.0, 3.0)
+        for level in (1e-1, 3e-2):
+            belief = decoder.sweep(belief, level, k_range=(1e-3, 40.0))
+        misfit.append(decoder.misfit(belief))
+    # the other one keeps a little more doubt about each edge
+    np.testing.assert_allclose(misfit[0], misfit[1], rtol=0.02, atol=0.02)
+
+
+def test_first_candidate_is_the_present_answer_and_substrates_are_tied() -> None:
+    answer = ReactionAnswer(np.array([4, 1, 7]), np.array([-2, 1, 2]), (4,), (2,))
+    column = column_of(answer, [((1,), np.array([4, 7]), np.array([False, True]))], 2)
+    assert dict(zip(column.met.tolist(), column.table[0].tolist(), strict=True)) == {
+        4: -2,
+        1: 1,
+        7: 2,
+    }
+    assert column.rate[column.code[0]] == ((4,), (2,))
+    for row, code in zip(column.table[1:], column.code[1:], strict=True):
+        subs, sizes = column.rate[code]
+        assert subs == (1,) and -row[column.met == 1][0] == sizes[0]
+        assert row[column.met == 4][0] in (1, 2) and row[column.met == 7][0] in (0, 1, 2)
+    assert len(column.table) == 1 + 2 * 2 * 3
+
+
+def test_most_products_limits_the_candidates() -> None:
+    answer = ReactionAnswer(np.array([0, 1]), np.array([-1, 1]), (0,), (1,))
+    made, free = np.arange(1, 5), np.ones(4, dtype=bool)
+    column = column_of(answer, [((0,), made, free)], 2, max_products=1)
+    assert ((column.table > 0).sum(1) == 1).all()
+    assert len(column.table) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("seed", [5])
+def test_roles_are_read_off_what_the_derivatives_depend_on(seed: int) -> None:
+    small = make(seed)
+    member = [np.flatnonzero(small.s[:, j]) for j in range(N_RXN)]
+    splits = [[s for s in _subsets(len(m)) if len(s) <= 3 and len(m) - len(s) <= 3] for m in member]
+    search = RoleSearch(small.problem(), member, splits, np.random.default_rng(0), 240)
+    for turn in range(2):
+        search.regress(is_first=turn == 0, n_step=4)
+        search.decide()
+    right = [
+        ranked[0][1] == tuple(np.flatnonzero(small.s[m, j] < 0))
+        for j, (m, ranked) in enumerate(zip(member, search.ranked, strict=True))
+    ]
+    chance = np.mean([1 / len(s) for s in splits])
+    assert chance < 0.4
+    assert np.mean(right) >= 0.8
+
+
+def _subsets(n: int) -> list[tuple[int, ...]]:
+    import itertools
+
+    return [s for k in range(1, n) for s in itertools.combinations(range(n), k)]
+
+
+def test_a_small_network_is_recovered_from_its_support_alone() -> None:
+    small = make(3)
+    found = recover_roles(
+        small.c,
+        small.dx_dt,
+        *small.all[:2],
+        n_met=N_MET,
+        n_rxn=N_RXN,
+        rng=np.random.default_rng(0),
+        max_coefficient=2,
+        max_substrates=3,
+        max_products=3,
+        log_k_range=(-2.6, 1.6),
+        n_pass=2,
+        n_step=4,
+        degree=(6, 4, 4),
+        n_scan=8,
+        n_start=2,
+        n_anneal=12,
+        n_sharpen=0,
+    )
+    s = found.matrix(N_MET)
+    assert (np.sign(s) == np.sign(small.s)).mean() > 0.98
+    assert (s == small.s)[small.s != 0].mean() >= 0.9
+    drives = np.zeros((N_MET, N_RXN))
+    drives[found.met_sub, found.rxn_sub] = found.sto_sub
+    np.testing.assert_array_equal(drives, np.maximum(-s, 0))
+    assert found.confidence.shape == found.sto_all.shape
+
+
+@pytest.mark.parametrize("seed", [5])
+def test_products_are_found_among_all_metabolites(seed: int) -> None:
+    small = make(seed)
+    substrates = [np.sort(small.sub[0][small.sub[1] == j]) for j in range(N_RXN)]
+    pursuit = Pursuit(small.problem(), substrates, np.random.default_rng(0), 240)
+    for _ in range(2):
+        pursuit.run()
+    found = np.zeros((N_MET, N_RXN), dtype=bool)
+    for j in range(N_RXN):
+        answer, _ = pursuit.answer_of(j, 2)
+        found[answer.met[answer.value > 0], j] = True
+    true = small.s > 0
+    f1 = 2 * (found & true).sum() / (found.sum() + true.sum())
+    share = true.sum() / (N_MET * N_RXN - (small.s < 0).sum())
+    assert share < 0.3  # what marking everything would get right
+    assert f1 > 0.75
+
+
+def test_an_answer_without_support_keeps_the_known_substrates() -> None:
+    small = make(3)
+    found = recover_support(
+        small.c,
+        small.dx_dt,
+        *small.sub[:2],
+        n_met=N_MET,
+        n_rxn=N_RXN,
+        rng=np.random.default_rng(0),
+        max_coefficient=2,
+        max_products=3,
+        log_k_range=(-2.6, 1.6),
+        n_pass=1,
+        sharp_degree=(6, 4, 4),
+        n_sharpen=1,
+    )
+    consumed = {(m, j) for m, j, s in zip(found.met_all, found.rxn_all, found.sto_all) if s < 0}  # noqa: B905  # one length
+    assert consumed == set(zip(*small.sub[:2], strict=True))
+    assert np.isfinite(found.log_k).all()
+
+
+def test_a_reaction_that_no_split_fits_is_refused() -> None:
+    small = make(3)
+    with pytest.raises(DataError, match="no split into 1 to 1 substrates and 1 to 1 products"):
+        recover_roles(
+            small.c,
+            small.dx_dt,
+            *small.all[:2],
+            n_met=N_MET,
+            n_rxn=N_RXN,
+            rng=np.random.default_rng(0),
+            max_coefficient=2,
+            max_substrates=1,
+            max_products=1,
+            log_k_range=(-2.6, 1.6),
+        )
+
+
+@pytest.mark.parametrize(
+    ("support", "roles", "kinetics", "is_refused"),
+    [
+        (True, False, "learned_rate", False),
+        (False, True, "learned_rate", False),
+        (False, False, "learned_rate", True),
+        (True, False, "mass_action", True),
+    ],
+)
+def test_what_the_closed_form_asks_to_be_given(support, roles, kinetics, is_refused) -> None:
+    from neuralgraph.config import experiment
+
+    config = experiment(
+        "metabolism_s",
+        f"prior.support={str(support).lower()}",
+        f"prior.roles={str(roles).lower()}",
+    )
+    config["model"] |= {"kinetics": kinetics, "aggregation": "multiply", "softplus": False}
+    refuse = data_train_metabolism.refuse
+    if is_refused:
+        with pytest.raises(ConfigError, match=r"prior\.support=true and prior\.roles=true"):
+            refuse(config)
+    else:
+        refuse(config)
+
+
+def test_a_message_from_absence_vanishes_at_zero() -> None:
+    inner = torch.nn.Linear(2, 3)
+    message = Difference(inner)
+    c = torch.tensor([[0.3, 0.0], [2.0, 0.0]])
+    assert torch.equal(message(c), torch.zeros(2, 3))
+    assert message(c + torch.tensor([0.0, 1.0])).abs().sum() > 0
