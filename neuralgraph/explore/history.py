@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +166,13 @@ class History(Sequence[Iteration]):
         self.iterations = tuple(iterations)
         self.root = dict(root)
         self._roots: dict[int, dict[str, Any]] = {}
+        self._known: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What follows from this history alone, made when it is first asked for."""
+        if name not in self._known:
+            self._known[name] = make()
+        return self._known[name]
 
     def __getitem__(self, index: Any) -> Any:
         return self.iterations[index]

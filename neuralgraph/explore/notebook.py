@@ -51,7 +51,7 @@ class NotebookError(NeuralGraphError):
 
 @dataclass(frozen=True)
 class Change:
-    """One parameter that changes; ``key`` is its short name in the notebook, else its config key."""
+    """One parameter that changes; ``key`` is its short name in the notebook, else its key."""
 
     key: str
     old: Any

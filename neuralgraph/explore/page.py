@@ -46,7 +46,7 @@ def render(search: Search, history: History, name: str) -> str:
         loader=PackageLoader("neuralgraph"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    known = Knowledge(history, search.space)
+    known = history.once("knowledge", lambda: Knowledge(history, search.space))
     rewards = [i.reward for i in history]
     scale = (min(rewards, default=0.0), max(rewards, default=1.0))
     best = history.best_run

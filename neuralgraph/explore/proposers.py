@@ -93,7 +93,10 @@ class Rules:
         """What the strategies see for the next slot."""
         common = self.common
         number = len(task.history) + len(drafts) + 1
-        looked_at = blocks.focus(task.history, task.block, common.plan, common.space)
+        looked_at = task.history.once(
+            f"focus {task.block}",
+            lambda: blocks.focus(task.history, task.block, common.plan, common.space),
+        )
         return View(
             history=task.history,
             block=task.block,

@@ -56,12 +56,12 @@ class View:
     @cached_property
     def knowledge(self) -> Knowledge:
         """Comparisons and principles."""
-        return Knowledge(self.history, self.space)
+        return self.history.once("knowledge", lambda: Knowledge(self.history, self.space))
 
     @cached_property
     def surrogate(self) -> Surrogate:
         """What to expect of a change."""
-        return Surrogate(self.history, self.space)
+        return self.history.once("surrogate", lambda: Surrogate(self.history, self.space))
 
     # -- where we are --------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def rounded(number: float, digits: int = 4) -> float:
     """A float of so many significant digits; more where a score would round to 1.
 
     >>> rounded(0.123456), rounded(0.9999987), rounded(123456.7)
-    (0.1235, 0.9999987, 123500.0)
+    (0.1235, 0.999999, 123500.0)
     """
     if not math.isfinite(number) or number == 0:
         return number

@@ -148,7 +148,7 @@ def judged(look: Look, value: float) -> str:
 
 def memory(search: Search, history: History, block: int) -> Memory:
     """The working memory after the iterations so far, within its number of lines."""
-    known = Knowledge(history, search.space)
+    known = history.once("knowledge", lambda: Knowledge(history, search.space))
     looked_at = blocks.focus(history, block, search.plan, search.space)
     rules = blocks.adapted(history, block)
     settings = search.settings
