@@ -52,6 +52,8 @@ POWER_STEP = 0.5
 """Powers are tried at multiples of this."""
 SURE = 0.95
 """Posterior from which a metabolite takes the line of its type."""
+ENOUGH = 1.2
+"""Standard deviation of the errors, relative to that of third differences, of a fit that holds."""
 N_POOL = 3
 """Rounds of pooling."""
 LN10 = math.log(10.0)
@@ -205,19 +207,31 @@ def _reach(u: Tensor) -> tuple[float, float]:
 def _likelihood(
     data: KineticData, series: Series, start: JointFit, smooth: Tensor, n_iteration: int
 ) -> TrajectoryFit | None:
-    """Its start is kept from extremes: a first step finds k and lines, but not from anywhere."""
-    low, high = torch.quantile(start.log_k, torch.tensor([0.05, 0.95], dtype=torch.float64))
+    """Its start is kept from extremes: a first step finds k and lines, but not from anywhere.
+
+    Where the courses are not followed down to their noise, one line for all is tried as a start.
+    """
+    ends = torch.tensor([0.05, 0.95], dtype=torch.float64)
+    low, high = torch.quantile(start.log_k, ends)
     log_k = LN10 * start.log_k.clamp(low - 0.5, high + 0.5)
-    line = start.line.median(0).values.expand_as(start.line)
-    return fit_trajectories(
-        data,
-        series,
-        law=start.law,
-        log_k=log_k,
-        line=line,
-        u=smooth,
-        n_iteration=n_iteration,
-    )
+    low, high = torch.quantile(start.line, ends, dim=0)
+    noise = math.sqrt(2 * float(mean_of_logarithm(series.log_c, series.runs).mean()))
+    best: TrajectoryFit | None = None
+    for line in (start.line.clamp(low, high), start.line.median(0).values.expand_as(start.line)):
+        fit = fit_trajectories(
+            data,
+            series,
+            law=start.law,
+            log_k=log_k,
+            line=line,
+            u=smooth,
+            n_iteration=n_iteration,
+        )
+        if best is None or (fit is not None and fit.sigma < best.sigma):
+            best = fit
+        if best is not None and best.sigma < ENOUGH * noise:
+            break
+    return best
 
 
 def snapped(fit: TrajectoryFit, n: int) -> tuple[TrajectoryFit, bool]:
