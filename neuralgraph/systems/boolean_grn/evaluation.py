@@ -88,7 +88,7 @@ class GRNEvaluator:
             label = truth.parameters["label"].to(index.device)[index]
             is_natural = data.use[index] == NATURAL
             counts = torch.bincount(label[is_natural], minlength=len(phenotypes))
-            majority = float(counts.max() / counts.sum())
+            majority = int(counts.max()) / int(counts.sum())
             card.add(f"majority_{size}", majority)
             tables["n_test"][str(size)] = [int(is_natural.sum()), int((~is_natural).sum())]
             for row, logits in predict(model, data, size, self.batch_size).items():

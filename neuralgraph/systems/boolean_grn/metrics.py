@@ -20,7 +20,7 @@ def confusion_matrix(label: Tensor, predicted: Tensor, n_class: int) -> Tensor:
 def recalls(confusion: Tensor) -> dict[int, float]:
     """Share of each class that is found, for the classes present."""
     total = confusion.sum(1)
-    return {c: float(confusion[c, c] / total[c]) for c in range(len(total)) if total[c] > 0}
+    return {c: int(confusion[c, c]) / int(total[c]) for c in range(len(total)) if total[c] > 0}
 
 
 def balanced_accuracy(confusion: Tensor) -> float:
