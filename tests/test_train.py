@@ -181,7 +181,10 @@ MISTAKES = {
         (LINEAR, "trainer.early_stop.patience=0"),
         "patience must be at least 1",
     ),
-    "no closed form": ((METABOLISM, "prior.roles=false"), "loop=metabolism_adam"),
+    "no closed form": (
+        (METABOLISM, "prior.roles=false", "prior.support=false"),
+        "loop=metabolism_adam",
+    ),
     "no rate above 0": (
         (METABOLISM, "loop.learning_rate_start=-1"),
         "loop.learning_rate_start must be",
