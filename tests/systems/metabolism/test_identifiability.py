@@ -336,3 +336,23 @@ def test_the_command_and_the_report_of_a_run(inside, tmp_path):
     status, message = inside("report", "run=after")
     assert status == 0, message
     assert "What the data determine" in (tmp_path / "after" / "report.html").read_text()
+
+
+def test_a_real_network_given_s_is_determined_and_its_proportional_reactions_are_named():
+    from neuralgraph.core.data_home import find_data
+    from neuralgraph.core.errors import MissingDataError
+
+    try:
+        find_data("bigg/textbook.xml.gz")
+    except MissingDataError as error:
+        pytest.skip(str(error))
+    sizes = {"n_run": 24, "n_test_run": 1, "n_frame": 6}
+    data, truth = simulated("metabolism_sbml", 1, sizes)
+    model = model_for(data, homeostasis=False)
+    found = analysis_of(data, truth, model)
+    assert found.n_par == data.spec.n_rxn and set(found.status) == {"determined"}
+    data, truth = simulated("metabolism_sbml", 1, sizes, sto=False)
+    found = analysis_of(data, truth, model_for(data, homeostasis=False))
+    texts = {c.text for c in found.combinations}
+    # malate dehydrogenase and malic enzyme share their substrates
+    assert "k(MDH)·S(nad_c,MDH) + k(ME1)·S(nad_c,ME1)" in texts
