@@ -62,8 +62,8 @@ def print_result(scorecard: Scorecard, folder: Path) -> None:
     for name, fact in scorecard.facts.items():
         if isinstance(fact, str):
             console.print(f"[bold]{name}[/bold]  {fact}")
-    for name, why in scorecard.not_computed.items():
-        console.print(f"[dim]{name} not computed: {why}[/dim]")
+    for why, names in scorecard.skipped().items():
+        console.print(f"[dim]not computed ({why}): {', '.join(names)}[/dim]")
     print_report(folder)
 
 

@@ -63,6 +63,13 @@ class Scorecard:
             key=lambda item: 0 if item[0] == primary else rank[item[0] in baselines],
         )
 
+    def skipped(self) -> dict[str, list[str]]:
+        """Metrics without a value, by reason: many share one."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.not_computed.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Plain content of ``scorecard.json``."""
         return {
