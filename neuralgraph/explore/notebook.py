@@ -35,7 +35,7 @@ SUMMARY = re.compile(r"## Block (?P<block>\d+) Summary$")
 LINE = re.compile(r"(?P<name>[A-Z][A-Za-z/ ]*): ?(?P<text>.*)$")
 NODE = re.compile(r"id=(?P<id>\d+), parent=(?P<parent>root|None|\d+)")
 NEXT = re.compile(r"parent=(?P<parent>root|None|\d+)")
-CODE_LINE = re.compile(r"  (?P<name>File|Function|Change|Hypothesis): (?P<text>.*)$")
+CODE_LINE = re.compile(r"  (?P<name>File|Function|Change|Hypothesis): ?(?P<text>.*)$")
 NO_MUTATION = "none (baseline)"
 CODE = "[code]"
 

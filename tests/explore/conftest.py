@@ -71,7 +71,9 @@ class Pool:
                 self.configs.append(job.config)
             metric = score(job.config)
             facts = {"class": "converged" if metric > 0.95 else "partial"}
-            result = Result("finished", {"test_R2": metric, "final_loss": 1 - metric}, {}, facts, {})
+            result = Result(
+                "finished", {"test_R2": metric, "final_loss": 1 - metric}, {}, facts, {}
+            )
             number = int(job.folder.rsplit("/", 1)[-1]) if job.kind == "run" else 0
             results.append(self.answers.get(number, result))
             on_done(index, results[-1])
