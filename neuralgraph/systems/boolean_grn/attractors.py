@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralgraph.core.errors import ConfigError, MissingExtraError, SolverError, nearest
-from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
 from neuralgraph.systems.boolean_grn.network import N_GENE_LISTED, BooleanNetwork
 from neuralgraph.systems.boolean_grn.oracle import UPDATES, successors
@@ -292,6 +291,9 @@ def _sampled_cycles(
     All walks step together. After a burn-in the state is kept and every walk goes on until it
     comes back to it.
     """
+    from neuralgraph.core.seeding import numpy_generator  # imports torch, which the search's own
+    # process does without
+
     states = numpy_generator(0, "synchronous cycles").random((n_start, network.n_gene)) < 0.5
     cycles: dict[bytes, tuple[NDArray[np.bool_], int]] = {}
     burn_in, n_step = 64, 0
