@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+LONG = {"metabolism_ijo1366_k", "metabolism_salmonella_k"}
+"""Experiments of thousands of reactions, which no budget makes small."""
 VERBS = sorted(
     path.stem
     for path in (ROOT / "conf").glob("*.yaml")
@@ -58,7 +60,9 @@ def test_an_experiment_builds_and_names_how_it_is_judged(composed, name):
         assert "group" in space and ("values" in space or {"low", "high", "scale"} <= set(space))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in EXPERIMENTS]
+)
 def test_an_experiment_runs_to_a_report_with_a_smoke_budget(inside, tmp_path, name):
     status, message = inside(
         "train",
