@@ -167,9 +167,11 @@ def test_published_networks_load_as_biodivine_reads_them(name):
             assert is_in == (following[k, g] != state[k, g])
 
 
-@pytest.mark.parametrize("name", ["raf", "n12c5", "faure_cellcycle", "tournier_apoptosis"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_attractors_of_published_networks_agree_with_aeon(name):
     network = BooleanNetwork.load(published(name))
+    if network.n_gene > 18:
+        pytest.skip(f"{network.n_gene} genes: only the symbolic engine lists its attractors")
     exact = find_attractors(network, update="asynchronous")
     aeon, graph, _ = aeon_graph(network.to_bnet())
     found = aeon.Attractors.attractors(graph, graph.mk_unit_colored_vertices())
