@@ -33,6 +33,14 @@ NETWORKS = (
 )  # fmt: skip
 
 
+LARGE = {
+    "calzone_cellfate", "dahlhaus_neuroplastoma", "grieco_mapk", "jaoude_thdiff", "klamt_tcr",
+    "remy_tumorigenesis", "remy_tumorigenesis_myversion", "selvaggio_emt", "zhang_tlgl",
+    "zhang_tlgl_v2",
+}  # fmt: skip
+"""More than 20 genes: only the symbolic engine lists their attractors."""
+
+
 def published(name):
     try:
         return find_data(f"pyboolnet/{name}.bnet")
@@ -167,11 +175,9 @@ def test_published_networks_load_as_biodivine_reads_them(name):
             assert is_in == (following[k, g] != state[k, g])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LARGE])
 def test_attractors_of_published_networks_agree_with_aeon(name):
     network = BooleanNetwork.load(published(name))
-    if network.n_gene > 18:
-        pytest.skip(f"{network.n_gene} genes: only the symbolic engine lists its attractors")
     exact = find_attractors(network, update="asynchronous")
     aeon, graph, _ = aeon_graph(network.to_bnet())
     found = aeon.Attractors.attractors(graph, graph.mk_unit_colored_vertices())
