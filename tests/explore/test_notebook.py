@@ -86,7 +86,9 @@ def memories(draw):
     return Memory(
         config=draw(NAME), columns=draw(row), block=block,
         best=tuple(draw(st.lists(row, max_size=3))),
-        principles=tuple(draw(st.lists(st.builds(Established, TEXT.filter(bool), runs), max_size=2))),
+        principles=tuple(
+            draw(st.lists(st.builds(Established, TEXT.filter(bool), runs), max_size=2))
+        ),
         questions=draw(LINES), previous_block=block - 1 if block > 1 else None,
         previous=draw(LINES), info=draw(LINES), hypothesis=draw(LINES),
         iterations=tuple(draw(entries(number=i + 1)) for i in range(k)), observations=draw(LINES),

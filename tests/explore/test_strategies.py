@@ -21,7 +21,8 @@ PLAN = {
     "signals": {"gap": "gap", "recovery": "R2", "slope": "slope", "cluster": "cluster"},
     "variants": {
         "other": {
-            "group": "loop", "node": {"batch": 99}, "change": "another batch", "hypothesis": "why not",
+            "group": "loop", "node": {"batch": 99}, "change": "another batch",
+            "hypothesis": "why not",
         }
     },
 }  # fmt: skip
