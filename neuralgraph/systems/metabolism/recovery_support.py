@@ -367,9 +367,9 @@ class Pursuit:
                 size[j] = max(float(np.sqrt(w[q] ** 2 + cov[q, q])), 1e-4)
         return w, cov, feature, noise
 
-    def _row(
-        self, i: int, old: _Row | None, ratio: list[list[float]], most: int = 30
-    ) -> tuple[_Row, float]:
+    def _row(self, i: int, old: _Row | None, ratio: list[list[float]]) -> tuple[_Row, float]:
+        # a reaction brings about 40 coefficients
+        most = max(2, min(30, self.n_frame // 40))
         active = np.flatnonzero(self.is_sub[i]).tolist()
         known = {} if old is None else dict(zip(old.active, np.abs(old.amount), strict=True))
         guess = np.sqrt(self.total[i] / self.square) / (len(active) + 1)
