@@ -31,7 +31,10 @@ def train(session: Session, loop: Loop) -> dict[str, Any]:
 
 
 def training_log(session: Session) -> dict[str, Any]:
-    """Numbers and notes of a finished training; ``final_loss`` is over every training frame."""
+    """Numbers, notes and the store of a finished training.
+
+    ``final_loss`` is over every training frame.
+    """
     with torch.no_grad():
         everything = session.data.batch(session.data.starts(1), 1)
         final_loss = float(session.objective(session.model, everything).loss)
@@ -39,4 +42,5 @@ def training_log(session: Session) -> dict[str, Any]:
         "final_loss": final_loss,
         "n_steps": session.n_steps,
         "notes": list(session.store.get("notes", [])),
+        "store": session.store,
     }

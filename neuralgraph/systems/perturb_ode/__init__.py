@@ -1,0 +1,1 @@
+"""Semi-mechanistic perturb-seq: operators on cell states, measurement, neural ODEs."""

@@ -1,0 +1,195 @@
+"""Conditions of a screen, cut into folds for learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.recording import Recording
+
+
+@dataclass(frozen=True)
+class ScreenSpec:
+    """Sizes and given facts a model is built from.
+
+    Args:
+        names: Genes, length ``n_gene``.
+        n_state: Coordinates the field lives in: genes, or components of them.
+        is_inner: For each split that is trained side by side, whether it serves selection alone.
+        state_scale: Typical size of a coordinate, for the start of the field.
+        is_edge: ``(n_gene, n_gene)`` bool, regulator j of gene i, where given.
+        has_interventions: Whether the coordinates are genes, on which interventions act.
+    """
+
+    names: tuple[str, ...]
+    n_state: int
+    is_inner: tuple[bool, ...]
+    state_scale: float
+    is_edge: Tensor | None
+    has_interventions: bool
+
+    @property
+    def n_fold(self) -> int:
+        """Splits that are trained side by side."""
+        return len(self.is_inner)
+
+
+@dataclass(frozen=True)
+class ScreenBatch:
+    """Conditions of a batch; B conditions, F folds, T days, d coordinates, G genes.
+
+    Args:
+        start: State the field starts from, ``(F, B, d)``.
+        time: Day of the start, then the days to predict, ``(T + 1,)``.
+        target: Measured expression on the days, ``(B, T, G)``.
+        weight: Weight of each value in the data loss; 0 for a knocked-out gene, ``(B, T, G)``.
+        is_train: Whether a fold may learn from a condition, ``(F, B)``.
+        is_control: Unperturbed cells, ``(B,)``.
+        production: Multiplier of each production, ``(B, d)``.
+        regulation: Multiplier of each gene as a regulator, ``(B, d)``.
+        encoded: Target in the coordinates of the field, ``(F, B, T, d)``.
+        decoder: Genes from coordinates, ``(F, d, G)``, ``None`` where coordinates are genes.
+        offset: Gene values at the origin of the coordinates, ``(F, G)``.
+    """
+
+    start: Tensor
+    time: Tensor
+    target: Tensor
+    weight: Tensor
+    is_train: Tensor
+    is_control: Tensor
+    production: Tensor
+    regulation: Tensor
+    encoded: Tensor
+    decoder: Tensor | None
+    offset: Tensor | None
+
+    def decode(self, state: Tensor, fold: Tensor) -> Tensor:
+        """Genes ``(n_model, B, T, G)`` of states ``(n_model, B, T, d)``; ``fold`` of each model."""
+        if self.decoder is None or self.offset is None:
+            return state
+        flat = torch.baddbmm(self.offset[fold][:, None], state.flatten(1, 2), self.decoder[fold])
+        return flat.unflatten(1, state.shape[1:3])
+
+
+class ScreenData:
+    """Every condition of a simulated screen, in expression units; one fold.
+
+    The held-out conditions stay apart: training batches never hold them.
+
+    Args:
+        recording: Expression by condition and day, with its interventions as inputs.
+        given: What the learner is told (``is_edge`` or nothing).
+        weighting: ``uniform``, or ``inverse_variance`` of the measurement.
+    """
+
+    def __init__(
+        self, recording: Recording, given: Mapping[str, Tensor], *, weighting: str
+    ) -> None:
+        if weighting not in ("uniform", "inverse_variance"):
+            raise ConfigError(f"weighting must be uniform or inverse_variance, got '{weighting}'")
+        if recording.n_time < 2:
+            raise DataError(
+                f"a screen needs day 0 and at least one later day, got {recording.n_time} frames"
+            )
+        if not torch.equal(recording.time, recording.time[:1].expand_as(recording.time)):
+            raise DataError("every condition must be measured on the same days")
+        n_run = recording.n_run
+        is_test = recording.is_test
+        if is_test is None:
+            is_test = torch.zeros(n_run, dtype=torch.bool)
+        self.is_test = is_test
+        self.conditions: list[str] = list(recording.provenance["conditions"])
+        self.knocked_out = recording.graph["target"]
+        measured = (self.knocked_out == 0).to(recording.state.dtype)
+        weight = measured[:, None].expand(n_run, recording.n_time - 1, -1)
+        if weighting == "inverse_variance":
+            precision = 1 / recording.inputs["variance"][:, 1:].clamp_min(1e-12)
+            weight = weight * precision / precision[~is_test].mean()
+        production = recording.inputs["production"][:, 0]
+        self._all = ScreenBatch(
+            start=recording.state[None, :, 0],
+            time=recording.time[0],
+            target=recording.state[:, 1:],
+            weight=weight.contiguous(),
+            is_train=(~is_test)[None],
+            is_control=(self.knocked_out.sum(1) == 0) & (production == 1).all(1),
+            production=production,
+            regulation=recording.inputs["regulation"][:, 0],
+            encoded=recording.state[None, :, 1:],
+            decoder=None,
+            offset=None,
+        )
+        train = (~is_test).nonzero()[:, 0]
+        if train.numel() == 0:
+            raise DataError("no condition is left for training")
+        self.train_index = train
+        self.test_index = is_test.nonzero()[:, 0]
+        self.spec = ScreenSpec(
+            names=recording.names,
+            n_state=recording.n_var,
+            is_inner=(False,),
+            state_scale=float(recording.state[~is_test].abs().mean()),
+            is_edge=given.get("is_edge"),
+            has_interventions=True,
+        )
+
+    def starts(self, horizon: int) -> Tensor:
+        """Training conditions; each is one item to learn from."""
+        return torch.arange(self.train_index.numel())
+
+    def batch(self, index: Tensor, horizon: int = 1) -> ScreenBatch:
+        """Training conditions by index."""
+        return self.conditions_batch(self.train_index[index])
+
+    def everything(self) -> ScreenBatch:
+        """Every condition, held-out ones too; ``is_train`` tells them apart."""
+        return self._all
+
+    def conditions_batch(self, index: Tensor) -> ScreenBatch:
+        """Any conditions by index (the judge asks for those held out)."""
+        everything = self._all
+        index = index.to(everything.target.device)
+        return replace(
+            everything,
+            start=everything.start[:, index],
+            target=everything.target[index],
+            weight=everything.weight[index],
+            is_train=everything.is_train[:, index],
+            is_control=everything.is_control[index],
+            production=everything.production[index],
+            regulation=everything.regulation[index],
+            encoded=everything.encoded[:, index],
+        )
+
+    def validation(self) -> None:
+        """No condition is kept for validation; arms are compared on the held-out ones."""
+        return None
+
+    def to(self, device: torch.device | str) -> ScreenData:
+        """A copy on a device."""
+        return self._converted(device=device)
+
+    def astype(self, dtype: torch.dtype) -> ScreenData:
+        """A copy in another float type."""
+        return self._converted(dtype=dtype)
+
+    def _converted(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ScreenData:
+        copy = object.__new__(ScreenData)
+        copy.__dict__.update(self.__dict__)
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        fields = {k: moved(v) for k, v in vars(self._all).items() if isinstance(v, Tensor)}
+        copy._all = replace(self._all, **fields)
+        copy.train_index, copy.test_index = moved(self.train_index), moved(self.test_index)
+        if self.spec.is_edge is not None:
+            copy.spec = replace(self.spec, is_edge=moved(self.spec.is_edge))
+        return copy

@@ -1,0 +1,69 @@
+"""Training of an ensemble of arms, with predictions kept along the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
+from neuralgraph.training.session import Session
+
+
+def train_arms(
+    session: Session,
+    *,
+    n_epochs: Natural,
+    learning_rate: NotNegative,
+    clip_norm: Positive | None,
+    curve_every: Count,
+) -> None:
+    """Every condition in each step; predictions for all conditions every ``curve_every`` epochs.
+
+    The predictions of held-out conditions start from what is known of them (their first
+    measurement, or the common state of rest) and are only stored: the judge compares them.
+
+    Args:
+        session: The session to train; its model is a ``FieldEnsemble``.
+        n_epochs: Steps.
+        learning_rate: Step size of Adam.
+        clip_norm: Largest gradient norm of each single model, ``None`` for no clipping.
+        curve_every: Epochs between two kept predictions.
+    """
+    model: Any = session.model
+    data = session.data
+    if clip_norm is not None:
+        clip_each_model(model, clip_norm)
+    curve = session.store.setdefault("curve", {"epoch": [], "prediction": []})
+    with session.phase("arms", train={"": learning_rate}) as phase:
+        for epoch in phase.epochs(n_epochs):
+            if epoch % curve_every == 0 and epoch not in curve["epoch"]:
+                keep(curve, session, epoch)
+            batch = data.batch(data.starts(1))
+            terms = session.step(batch)
+            session.log(loss_mean=float(terms.loss.detach()) / model.n_model)
+    last = session.budget.epochs(n_epochs)
+    if last not in curve["epoch"]:
+        keep(curve, session, last)
+
+
+def keep(curve: dict, session: Session, epoch: int) -> None:
+    """Store what every model predicts for every condition, in single precision."""
+    model: Any = session.model
+    data: Any = session.data
+    with torch.no_grad():
+        prediction = model.predict(data.everything()).float().cpu()
+    curve["epoch"].append(epoch)
+    curve["prediction"].append(prediction)
+
+
+def clip_each_model(model: torch.nn.Module, largest: float) -> None:
+    """Bound the gradient norm of each model of the ensemble, parameter tensor by tensor."""
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+        factor = (largest / norm).clamp_max(1.0)
+        return gradient * factor.reshape(-1, *[1] * (gradient.ndim - 1))
+
+    for parameter in model.parameters():
+        parameter.register_hook(hook)

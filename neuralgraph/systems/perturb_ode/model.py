@@ -1,0 +1,208 @@
+"""Vector fields of gene expression, many of them trained side by side."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuralgraph.core.bounds import Count, Positive
+from neuralgraph.core.errors import ConfigError, nearest
+from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
+
+FIELDS = ("free", "production_decay", "hill")
+TERMS = ("steady_control", "steady_perturbed", "kinetic", "steady_first_day", "weight_l2")
+"""What an arm may add to the data loss (see :class:`.loss.ScreenObjective`)."""
+
+FLOOR = 1e-3
+"""Added to expression, in units of its typical size, before a logarithm is taken."""
+
+
+class FieldEnsemble(nn.Module):
+    r"""Vector fields $\dot x = f(x; u, w)$ of every arm, seed and fold, as one batched model.
+
+    Parameters carry a leading model axis; ``arm``, ``seed`` and ``fold`` say what each model is.
+    No number of one model enters another, so that an ensemble equals the models trained one by
+    one. All models of a seed begin with the same parameters: differences between arms are
+    differences of the loss.
+
+    Fields, with $\hat x = w \odot x / \text{scale}$ and a tanh network N:
+
+    - ``free``: $u \odot N(\hat x) - (1 - u) \odot \gamma \odot x$, unconstrained but for a gene
+      whose production is stopped, which decays;
+    - ``production_decay``: $u \odot \mathrm{softplus}(N(\hat x)) - \gamma \odot x$;
+    - ``hill``: $u \odot a \odot \sigma(W \log(\hat x + \epsilon) + b) - \gamma \odot x$, one
+      weight for each regulator and gene, masked to ``is_edge`` where the graph is given.
+
+    Args:
+        spec: Sizes, scale and the graph where it is given.
+        field: One of the fields above.
+        arms: What each arm adds to the data loss: name of the arm -> name of a term -> weight.
+        n_seed: Starts of the parameters for each arm.
+        n_seed_of: Other numbers of starts for some arms, or null.
+        n_seed_inner: Starts for each arm in the folds that serve selection alone.
+        n_hidden: Units of each hidden layer of N.
+        n_layer: Hidden layers of N.
+        max_step: Longest Runge–Kutta step, days.
+        generator: Source of the starts.
+
+    Source:
+        own; the terms of the arms as read from Kovačević et al. (2025), see the identity card.
+    """
+
+    def __init__(
+        self,
+        spec: ScreenSpec,
+        *,
+        field: str,
+        arms: Mapping[str, Mapping[str, float]],
+        n_seed: Count,
+        n_seed_of: Mapping[str, int] | None,
+        n_seed_inner: Count,
+        n_hidden: Count,
+        n_layer: Count,
+        max_step: Positive,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if field not in FIELDS:
+            raise ConfigError(f"unknown field '{field}': {nearest(field, FIELDS)}")
+        if field != "free" and not spec.has_interventions:
+            raise ConfigError(
+                f"the field '{field}' needs genes as coordinates, these data are projected on "
+                "components: use field=free"
+            )
+        _check_arms(arms)
+        unknown = set(n_seed_of or {}) - set(arms)
+        if unknown:
+            raise ConfigError(f"n_seed_of names arms that are not there: {sorted(unknown)}")
+        self.field = field
+        self.arms = {name: dict(terms or {}) for name, terms in arms.items()}
+        self.max_step = max_step
+        self.scale = spec.state_scale
+        rows = [
+            (arm, seed, fold)
+            for arm, name in enumerate(self.arms)
+            for fold in range(spec.n_fold)
+            for seed in range(
+                n_seed_inner if spec.is_inner[fold] else (n_seed_of or {}).get(name, n_seed)
+            )
+        ]
+        arm, seed, fold = torch.tensor(rows).T
+        self.register_buffer("arm", arm)
+        self.register_buffer("seed", seed)
+        self.register_buffer("fold", fold)
+        table = torch.zeros(len(TERMS), len(self.arms))
+        for number, terms in enumerate(self.arms.values()):
+            for name, weight in terms.items():
+                table[TERMS.index(name), number] = weight
+        self.register_buffer("term_weight", table)
+        n_start = int(seed.max()) + 1
+
+        def start(*shape: int, fan_in: int) -> nn.Parameter:
+            drawn = torch.rand(n_start, *shape, generator=generator) * 2 - 1
+            return nn.Parameter((drawn / math.sqrt(fan_in))[seed])
+
+        d = spec.n_state
+        if field == "hill":
+            self.weights = nn.ParameterList([start(d, d, fan_in=d)])
+            self.biases = nn.ParameterList([start(d, fan_in=d)])
+            self.log_top = nn.Parameter(start(d, fan_in=d).detach() + math.log(self.scale))
+            mask = torch.ones(d, d) if spec.is_edge is None else spec.is_edge.T.float()
+            self.register_buffer("mask", mask)
+        else:
+            sizes = [d, *[n_hidden] * n_layer, d]
+            pairs = list(itertools.pairwise(sizes))
+            self.weights = nn.ParameterList([start(i, o, fan_in=i) for i, o in pairs])
+            self.biases = nn.ParameterList([start(o, fan_in=i) for i, o in pairs])
+        if spec.has_interventions:
+            self.log_gamma = nn.Parameter(torch.full((self.n_model, d), math.log(0.7)))
+
+    @property
+    def n_model(self) -> int:
+        """Models trained side by side."""
+        return self.get_buffer("arm").shape[0]
+
+    def weight_of(self, term: str) -> Tensor:
+        """Weight of a loss term in each model, ``(n_model,)``."""
+        return self.get_buffer("term_weight")[TERMS.index(term)][self.get_buffer("arm")]
+
+    def of(self, arm: str, fold: int = 0) -> Tensor:
+        """Indices of the models of an arm in a fold, by seed."""
+        wanted = self.get_buffer("arm") == list(self.arms).index(arm)
+        return (wanted & (self.get_buffer("fold") == fold)).nonzero()[:, 0]
+
+    def forward(self, state: Tensor, production: Tensor, regulation: Tensor) -> Tensor:
+        """dx/dt, units of the state / day.
+
+        Args:
+            state: ``(n_model, n_condition, n_state)``.
+            production: u, ``(n_condition, n_state)``.
+            regulation: w, ``(n_condition, n_state)``.
+        """
+        seen = regulation * state / self.scale
+        if self.field == "hill":
+            weight = self.weights[0] * self.get_buffer("mask")
+            drive = torch.baddbmm(
+                self.biases[0][:, None], (seen.clamp_min(0) + FLOOR).log(), weight
+            )
+            made = self.log_top.exp()[:, None] * torch.sigmoid(drive)
+            return production * made - self.log_gamma.exp()[:, None] * state
+        hidden = seen
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias[:, None], hidden, weight)
+            if layer < last:
+                hidden = torch.tanh(hidden)
+        if not hasattr(self, "log_gamma"):
+            return self.scale * hidden
+        decay = self.log_gamma.exp()[:, None] * state
+        if self.field == "production_decay":
+            return production * self.scale * functional.softplus(hidden) - decay
+        return production * self.scale * hidden - (1 - production) * decay
+
+    def flow(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
+        """States on the days after the first, ``(n_model, n_condition, n_day, n_state)``.
+
+        Classical Runge–Kutta steps of at most ``max_step``; the same step for every model.
+        """
+        grid = (batch.time if time is None else time).tolist()
+        state = batch.start[self.get_buffer("fold")]
+        u, w = batch.production, batch.regulation
+        frames = []
+        for begin, end in itertools.pairwise(grid):
+            n_step = max(1, math.ceil((end - begin) / self.max_step - 1e-9))
+            h = (end - begin) / n_step
+            for _ in range(n_step):
+                k1 = self(state, u, w)
+                k2 = self(state + 0.5 * h * k1, u, w)
+                k3 = self(state + 0.5 * h * k2, u, w)
+                k4 = self(state + h * k3, u, w)
+                state = state + (h / 6) * (k1 + 2 * (k2 + k3) + k4)
+            frames.append(state)
+        return torch.stack(frames, dim=2)
+
+    def predict(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
+        """Genes on the days after the first, ``(n_model, n_condition, n_day, n_gene)``."""
+        return batch.decode(self.flow(batch, time), self.get_buffer("fold"))
+
+    def weight_l2(self) -> Tensor:
+        """Sum of the squared weights of each model, ``(n_model,)``."""
+        return torch.stack([w.square().flatten(1).sum(1) for w in self.weights]).sum(0)
+
+
+def _check_arms(arms: Mapping[str, Mapping[str, float]]) -> None:
+    if "standard" not in arms:
+        raise ConfigError(f"arms must hold 'standard' (the data loss alone), got {[*arms]}")
+    if arms["standard"]:
+        raise ConfigError("the arm 'standard' is the data loss alone: leave it empty, {}")
+    for arm, terms in arms.items():
+        for name, weight in (terms or {}).items():
+            if name not in TERMS:
+                raise ConfigError(f"arms.{arm}: unknown term '{name}': {nearest(name, TERMS)}")
+            if weight < 0:
+                raise ConfigError(f"arms.{arm}.{name} must be 0 or above, got {weight}")

@@ -1,0 +1,174 @@
+"""Fields: an ensemble is its models one by one, interventions act, arms say what they add."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from neuralgraph.core.errors import ConfigError
+from neuralgraph.systems.perturb_ode.dataset import ScreenData
+from neuralgraph.systems.perturb_ode.loop import train_arms
+from neuralgraph.systems.perturb_ode.loss import ScreenObjective
+from neuralgraph.systems.perturb_ode.model import FieldEnsemble
+from neuralgraph.systems.perturb_ode.simulator import HillScreen
+from neuralgraph.training.session import Session
+
+SCREEN = {
+    "n_gene": 6,
+    "min_regulators": 1,
+    "max_regulators": 2,
+    "n_train_single": 4,
+    "n_test_single": 1,
+    "n_test_double": 3,
+    "days": [2.0, 3.0, 5.0],
+    "noise": 0.1,
+    "n_replicate": 2,
+    "has_control": True,
+}
+ARMS = {"standard": {}, "ssP": {"steady_perturbed": 1.0}, "both": {"steady_control": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def screen():
+    return HillScreen(**SCREEN).simulate(3)
+
+
+@pytest.fixture
+def data(screen):
+    return ScreenData(screen[0], {}, weighting="uniform")
+
+
+def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
+    knobs = {"n_hidden": 8, "n_layer": 1, "max_step": 0.5, **changed}
+    return FieldEnsemble(
+        data.spec,
+        field=field,
+        arms=arms,
+        n_seed=n_seed,
+        n_seed_of=None,
+        n_seed_inner=1,
+        generator=torch.Generator().manual_seed(seed),
+        **knobs,
+    ).double()
+
+
+def fit(model, data, n_epochs=15):
+    session = Session(model, data, ScreenObjective(), seed=0)
+    train_arms(session, n_epochs=n_epochs, learning_rate=1e-2, clip_norm=1.0, curve_every=5)
+    return session
+
+
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill"])
+def test_an_ensemble_equals_its_models_trained_one_by_one(data, field):
+    together = ensemble(data, field=field)
+    start = {k: v.clone() for k, v in together.named_parameters()}
+    fit(together, data)
+    for arm, terms in ARMS.items():
+        if arm == "standard":
+            continue
+        for seed in range(2):
+            index = int(together.of(arm)[seed])
+            alone = ensemble(data, arms={"standard": {}, arm: terms}, n_seed=1, field=field)
+            with torch.no_grad():
+                for name, parameter in alone.named_parameters():
+                    parameter.copy_(start[name][index].expand_as(parameter))
+            fit(alone, data)
+            expected = together.predict(data.everything())[index]
+            found = alone.predict(data.everything())[int(alone.of(arm)[0])]
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_arms_of_a_seed_begin_alike_and_end_apart(data):
+    model = ensemble(data)
+    first = model.predict(data.everything())
+    for seed in range(2):
+        same = [first[int(model.of(arm)[seed])] for arm in ARMS]
+        assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+    assert not torch.equal(first[0], first[1])
+    fit(model, data)
+    last = model.predict(data.everything())
+    assert not torch.equal(last[int(model.of("standard")[0])], last[int(model.of("ssP")[0])])
+
+
+def test_training_does_not_read_what_is_held_out(screen):
+    recording, _ = screen
+    changed = recording.state.clone()
+    changed[recording.is_test, 1:] += 5.0
+    other = replace(recording, state=changed)
+    models = []
+    for one in (recording, other):
+        data = ScreenData(one, {}, weighting="uniform")
+        model = ensemble(data)
+        fit(model, data)
+        models.append(model)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill"])
+def test_a_gene_without_production_decays(data, field):
+    model = ensemble(data, field=field)
+    batch = data.everything()
+    with torch.no_grad():
+        rate = model(batch.start.expand(model.n_model, -1, -1), batch.production, batch.regulation)
+    stopped = batch.production == 0
+    expected = -(model.log_gamma.exp()[:, None] * batch.start)
+    torch.testing.assert_close(rate[:, stopped], expected[:, stopped])
+
+
+def test_a_small_step_changes_little_and_the_solver_agrees_with_torchdiffeq(data):
+    from neuralgraph.numerics.integrate import integrate
+
+    model = ensemble(data, max_step=0.05)
+    batch = data.everything()
+    with torch.no_grad():
+        mine = model.flow(batch)
+        start = batch.start.expand(model.n_model, -1, -1)
+        other = integrate(
+            lambda _, x: model(x, batch.production, batch.regulation), start, batch.time,
+            rtol=1e-9, atol=1e-10,
+        )  # fmt: skip
+    torch.testing.assert_close(mine, other[1:].permute(1, 2, 0, 3), atol=1e-6, rtol=1e-6)
+
+
+def test_a_field_at_rest_pays_nothing_and_the_wrong_day_pays_on_another_day(data):
+    arms = {
+        "standard": {},
+        "ssP": {"steady_perturbed": 1.0},
+        "first": {"steady_first_day": 1.0},
+        "all": {"kinetic": 1.0},
+    }
+    model = ensemble(data, arms=arms, n_seed=1)
+    objective = ScreenObjective()
+    objective.prepare(data)
+    batch = data.batch(data.starts(1))
+    terms = objective.arm_terms(model, batch)
+    index = {arm: int(model.of(arm)[0]) for arm in arms}
+    assert all(values[index["standard"]] == 0 for values in terms.values())
+    last = batch.encoded[:, :, -1].expand(model.n_model, -1, -1)
+    speed = model(last, batch.production, batch.regulation).square().mean(-1)
+    ssp = index["ssP"]
+    torch.testing.assert_close(terms["steady_perturbed"][ssp], speed[ssp, ~batch.is_control].mean())
+    assert terms["steady_first_day"][index["first"]] != terms["steady_perturbed"][index["ssP"]]
+
+
+def test_what_cannot_be_asked_is_refused(data, screen):
+    with pytest.raises(ConfigError, match="production_decay"):
+        ensemble(data, field="production-decay")
+    with pytest.raises(ConfigError, match="steady_perturbed"):
+        ensemble(data, arms={"standard": {}, "x": {"steady_perturbd": 1.0}})
+    with pytest.raises(ConfigError, match="data loss alone"):
+        ensemble(data, arms={"standard": {"kinetic": 1.0}})
+    with pytest.raises(ConfigError, match="must hold 'standard'"):
+        ensemble(data, arms={"ssP": {"steady_perturbed": 1.0}})
+    recording, _ = HillScreen(**{**SCREEN, "has_control": False}).simulate(3)
+    without = ScreenData(recording, {}, weighting="uniform")
+    model = ensemble(without)
+    objective = ScreenObjective()
+    objective.prepare(without)
+    with pytest.raises(ConfigError, match=r"\['both'\].*unperturbed"):
+        objective(model, without.batch(without.starts(1)))
+    with pytest.raises(ConfigError, match="pairs"):
+        HillScreen(**{**SCREEN, "n_test_double": 7})

@@ -1,0 +1,200 @@
+"""A measured time series: reading it, the closed forms on it, and what a fold may see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from neuralgraph.core.data_home import find_data
+from neuralgraph.core.errors import DataError, MissingDataError
+from neuralgraph.systems.perturb_ode.folds import FoldedSeries
+from neuralgraph.systems.perturb_ode.recorded import KnockoutSeries
+from neuralgraph.systems.perturb_ode.reference import (
+    Series,
+    Shrunk,
+    kernel_field,
+    median_path,
+    nested,
+    persistence,
+)
+from neuralgraph.systems.perturb_ode.series_evaluation import bootstrap_interval, sign_flip
+
+READ = {
+    "perturbation_column": "ko",
+    "time_column": "t",
+    "control_label": None,
+    "gene_column": None,
+    "min_cells": 5,
+    "max_genes": None,
+}
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Four knock-outs on three days; G0 and G1 answer alike."""
+    import anndata
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    rows, kos, days = [], [], []
+    effect = {"G0": (1, 1, 0, 0), "G1": (1, 0.8, 0, 0), "G2": (0, 0, 1, 0), "G3": (0, 0, -1, 0.5)}
+    for ko, direction in effect.items():
+        for day in (2, 3, 4):
+            mean = 2 + 0.1 * day + 0.3 * (day - 1) * np.array([*direction, 0, 0])
+            rows.append(np.clip(mean + 0.4 * rng.standard_normal((30, 6)), 0, None))
+            kos += [ko] * 30
+            days += [day] * 30
+    table = anndata.AnnData(
+        np.concatenate(rows).astype(np.float32),
+        obs=pd.DataFrame({"ko": kos, "t": days}, index=[f"c{i}" for i in range(len(kos))]),
+        var=pd.DataFrame(index=[f"G{i}" for i in range(6)]),
+    )
+    path = tmp_path / "cells.h5ad"
+    table.write_h5ad(path)
+    return path, table
+
+
+def read(path, **changed):
+    return KnockoutSeries(path=str(path), **{**READ, **changed}).simulate(0)[0]
+
+
+def series_of(recording) -> Series:
+    return Series(
+        recording.state,
+        recording.inputs["covariance"],
+        recording.inputs["n_cell"],
+        1 - recording.graph["target"],
+    )
+
+
+def test_means_variances_and_targets_are_those_of_the_cells(cells):
+    path, table = cells
+    recording = read(path)
+    assert recording.state.shape == (4, 3, 6) and recording.time[0].tolist() == [2, 3, 4]
+    chosen = table.X[(table.obs["ko"] == "G2") & (table.obs["t"] == 3)].astype(float)
+    np.testing.assert_allclose(recording.state[2, 1], chosen.mean(0))
+    np.testing.assert_allclose(recording.inputs["variance"][2, 1], chosen.var(0, ddof=1) / 30)
+    assert recording.graph["target"].argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_local_field_uses_a_neighbour_and_persists_without_one(cells):
+    series = series_of(read(cells[0]))
+    with_partner = Shrunk(series, [1, 2, 3], path="median", n_component=3)
+    grown = kernel_field(with_partner, 0, ridge=0.1, power=2.0)
+    still = persistence(with_partner, 0)
+    assert series.error(grown, 0) < series.error(still, 0)
+    seen = with_partner.score[with_partner.train]
+    away = -seen.mean((0, 1))
+    lonely = Shrunk(series, [1, 2, 3], path="median", n_component=3)
+    lonely.score[0, 0] = away
+    length = seen[:, :-1].norm(dim=-1, keepdim=True)
+    if float(((seen[:, :-1] / length) @ (away / away.norm())).max()) <= 0:
+        torch.testing.assert_close(
+            kernel_field(lonely, 0, ridge=0.1, power=2.0), persistence(lonely, 0)
+        )
+
+
+def test_a_deviation_without_signal_is_shrunk_to_nothing(cells):
+    series = series_of(read(cells[0]))
+    noisy = Series(series.mean, series.covariance * 1e6, series.n_cell, series.measured)
+    flat = Shrunk(noisy, [1, 2, 3], path="mean", n_component=2)
+    assert flat.score.abs().max() == 0
+    kept = Shrunk(series, [1, 2, 3], path="mean", n_component=2)
+    raw = (series.mean - kept.path) @ kept.basis
+    assert (kept.score.abs() <= raw.abs() + 1e-12).all() and kept.score.abs().max() > 0.1
+
+
+def test_the_median_path_ignores_one_large_response():
+    paths = torch.zeros(7, 2, 3, dtype=torch.float64)
+    paths[:6] = 0.01 * torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    paths[6] = 10.0
+    assert median_path(paths).abs().max() < 0.02 < paths.mean(0).abs().min()
+
+
+def test_nothing_of_a_held_out_condition_but_its_first_day_enters_its_prediction(cells):
+    series = series_of(read(cells[0]))
+    mean, covariance = series.mean.clone(), series.covariance.clone()
+    mean[2, 1:] += 3.0
+    covariance[2, 1:] *= 4.0
+    other = Series(mean, covariance, series.n_cell, series.measured)
+    grid = {"path": ["median"], "n_component": [2, 3], "ridge": [0.1, 1.0], "power": [2.0]}
+    for family, its in (("kernel_field", grid), ("persistence", dict(list(grid.items())[:2]))):
+        a, b = nested(series, family, its)[2], nested(other, family, its)[2]
+        torch.testing.assert_close(a.prediction, b.prediction)
+        assert a.settings == b.settings
+
+
+def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
+    recording = read(cells[0])
+    data = FoldedSeries(recording, {}, n_component=3, has_inner=True)
+    assert len(data.left_out) == 4 + 6 and sum(data.spec.is_inner) == 6
+    fold = data.left_out.index((1, 3))
+    assert data.everything().is_train[fold].tolist() == [True, False, True, False]
+    from dataclasses import replace
+
+    changed = recording.state.clone()
+    changed[1] += 1.0
+    moved = FoldedSeries(replace(recording, state=changed), {}, n_component=3, has_inner=True)
+    torch.testing.assert_close(moved.everything().decoder[fold], data.everything().decoder[fold])
+    torch.testing.assert_close(
+        moved.everything().encoded[fold, [0, 2]], data.everything().encoded[fold, [0, 2]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"perturbation_column": "KO"}, "'KO'.*ko"),
+        ({"time_column": "ko"}, "days as numbers"),
+        ({"control_label": "ntc"}, "no cell is labelled 'ntc'"),
+        ({"gene_column": "symbol"}, "var has no column 'symbol'"),
+        ({"min_cells": 31}, "'G0' has 30 cells on day 2"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(cells, changed, message):
+    with pytest.raises(DataError, match=message):
+        read(cells[0], **changed)
+
+
+def test_a_single_day_and_unknown_genes_are_refused(cells, tmp_path):
+    _, table = cells
+    one = table[table.obs["t"] == 2].copy()
+    one.write_h5ad(tmp_path / "one.h5ad")
+    with pytest.raises(DataError, match="day 2 alone"):
+        read(tmp_path / "one.h5ad")
+    other = table.copy()
+    other.var_names = [f"ENSG{i}" for i in range(6)]
+    other.write_h5ad(tmp_path / "other.h5ad")
+    with pytest.raises(DataError, match="none of the perturbed genes"):
+        read(tmp_path / "other.h5ad")
+
+
+def test_statistics_over_perturbations():
+    better = torch.tensor([-1.0, -2.0, -0.5, -1.5])
+    assert sign_flip(better) == 1 / 16
+    assert sign_flip(-better) == 1.0
+    low, high = bootstrap_interval(better, 4000)
+    assert -2 <= low < float(better.mean()) < high <= -0.5
+
+
+def test_the_closed_forms_reach_the_measured_numbers_on_real_knockouts():
+    """Numbers of experiments/perturb_ode; target noise and no-change are those of the data."""
+    try:
+        find_data("renge_hipsc/hipsc.h5ad")
+    except MissingDataError as error:
+        pytest.skip(str(error))
+    recording = read("renge_hipsc/hipsc.h5ad", gene_column="gene", min_cells=20)
+    series = series_of(recording)
+    rows = range(8)
+    assert np.mean([series.noise(h) for h in rows]) == pytest.approx(0.0029, abs=5e-5)
+    raw = np.mean([series.error(series.mean[h, :1].expand(3, -1), h) for h in rows])
+    assert raw == pytest.approx(0.0226, abs=5e-5)
+    baseline = nested(series, "persistence", {"path": ["median"], "n_component": [12, 16, 20, 30]})
+    errors = [series.error(c.prediction, h) for h, c in enumerate(baseline)]
+    assert np.mean(errors) < 0.0140
+    grid = {"path": ["median"], "n_component": [16], "ridge": [0.1, 0.3, 1.0, 3.0], "power": [2.0]}
+    field = nested(series, "kernel_field", grid)
+    better = [series.error(c.prediction, h) for h, c in enumerate(field)]
+    assert np.mean(better) < 0.0128
+    assert sum(a < b for a, b in zip(better, errors, strict=True)) >= 6
