@@ -81,16 +81,17 @@ def standard_errors(
     result = {"log_k": fit.deviation}
     if types is None:
         return result
-    if type_covariance is None:
-        precision = torch.linalg.inv(fit.covariance + 1e-30 * torch.eye(2, dtype=torch.float64))
+    spread = type_covariance
+    if spread is None:
+        precision = torch.linalg.pinv(fit.covariance, hermitian=True)
         total = torch.einsum("nt,nij->tij", types.posterior, precision)
-        type_covariance = torch.linalg.inv(total)
+        spread = torch.linalg.pinv(total, hermitian=True)
     at_zero = torch.tensor([1.0, -fit.at], dtype=torch.float64)
-    variance = torch.einsum("i,tij,j->t", at_zero, type_covariance, at_zero)
+    variance = torch.einsum("i,tij,j->t", at_zero, spread, at_zero)
     return {
         **result,
         "type_slope": types.mean[:, 1],
-        "type_slope_error": type_covariance[:, 1, 1].clamp_min(0).sqrt(),
+        "type_slope_error": spread[:, 1, 1].clamp_min(0).sqrt(),
         "type_offset": types.mean @ at_zero,
         "type_offset_error": variance.clamp_min(0).sqrt(),
         "type_of": types.posterior.argmax(1),

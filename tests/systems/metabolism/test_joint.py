@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator, homeostasis_lines
-from neuralgraph.systems.metabolism.joint import fit_joint, set_model
+from neuralgraph.systems.metabolism.joint import fit_joint, set_model, standard_errors
 from neuralgraph.systems.metabolism.joint_data import KineticData
 from neuralgraph.systems.metabolism.joint_networks import fit_network
 from neuralgraph.systems.metabolism.joint_split import split_undetermined
@@ -354,6 +355,29 @@ def test_network_fit_in_the_space_of_points_reaches_the_target():
     error = float((net.single(inputs).detach() - target).square().mean().sqrt())
     assert error / float(target.square().mean().sqrt()) == pytest.approx(said, rel=1e-6)
     assert said < 1e-4
+
+
+def test_standard_errors_cover_the_errors_that_noise_makes():
+    data, k = kinetic(lambda c, s: c, noise=0.0)
+    g = torch.Generator().manual_seed(5)
+    z = []
+    for _ in range(6):
+        size = 0.01 * data.target.square().mean(0).sqrt()
+        error = size * torch.randn(data.target.shape, generator=g, dtype=torch.float64)
+        fit = fit_joint(replace(data, target=data.target + error))
+        z.append((fit.log_k - k.log10()) / fit.deviation)
+    spread = float(torch.cat(z).square().mean().sqrt())
+    assert 0.7 < spread < 1.5
+    types = metabolite_types(
+        torch.stack([fit.line[:, 0] + fit.at * fit.line[:, 1], fit.line[:, 1]], 1),
+        fit.covariance,
+        smallest=f64(1e-6, 1e-6),
+        max_types=2,
+    )
+    said = standard_errors(fit, types, None)
+    assert len(types.mean) == 1 and said["type_of"].unique().tolist() == [0]
+    assert abs(float(said["type_slope"][0]) + 0.002) < 4 * float(said["type_slope_error"][0])
+    assert abs(float(said["type_offset"][0]) - 0.01) < 4 * float(said["type_offset_error"][0])
 
 
 # -- data that cannot say everything ---------------------------------------------------------------
