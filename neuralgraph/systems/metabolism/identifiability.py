@@ -144,7 +144,16 @@ class MetabolismIdentifiability:
         if columns.has_lines:
             assumed.append("homeostasis is a line in c for each metabolite")
         if not has_power:
-            assumed.append(f"the shape of the rates is that of {point.law}")
+            learned = is_fitted and model.kinetics == "learned_rate"
+            assumed.append(
+                f"the shape of the rates is that of {point.law}"
+                + (
+                    "; it was learned from the same data, so that the standard errors of rate "
+                    "constants leave out what the shape can still move, and are too small"
+                    if learned
+                    else ""
+                )
+            )
         if not given_s and not given_k:
             assumed.append(
                 "coefficients are integers without a common factor: they fix the scale between a "
