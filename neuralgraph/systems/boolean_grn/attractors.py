@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from neuralgraph.core.errors import ConfigError, MissingExtraError, SolverError, nearest
 from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
 from neuralgraph.systems.boolean_grn.network import N_GENE_LISTED, BooleanNetwork
-from neuralgraph.systems.boolean_grn.oracle import UPDATES, successors
+from neuralgraph.systems.boolean_grn.oracle import N_GENE_EXACT, UPDATES, successors
 
 ENGINES = ("auto", "exact", "symbolic")
 N_STATE_KEPT = 64
@@ -123,6 +123,8 @@ def find_attractors(
             raise ConfigError(f"there is no {what} '{value}': {nearest(str(value), known)}")
     if engine == "auto":
         engine = "exact" if network.n_gene <= N_GENE_LISTED else "symbolic"
+    if isinstance(network, SignedCircuit) and network.n_gene > N_GENE_EXACT:
+        network = BooleanNetwork.from_circuit(network, rule=rule)
     if engine == "exact":
         if isinstance(network, SignedCircuit):
             table = successors(network, rule=rule)

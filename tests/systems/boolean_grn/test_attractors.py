@@ -222,6 +222,14 @@ def test_a_list_of_attractors_is_plain_data():
     assert len(short.attractors) == 3 and short.counts["fixed_point"] == 4 and short.notes
 
 
+def test_circuits_beyond_the_oracle_still_have_their_attractors_listed():
+    ring = np.zeros((17, 17), dtype=np.int8)
+    ring[np.arange(17), (np.arange(17) + 1) % 17] = 1
+    found = find_attractors(SignedCircuit.from_adjacency(ring))
+    assert found.engine == "exact" and found.counts["fixed_point"] == 2
+    assert found.counts["cycle"] == (2**17 - 2) // 17  # 17 is prime: all others rotate
+
+
 def test_unknown_engines_updates_and_sizes_are_refused():
     circuit = example_circuit("cascade")
     with pytest.raises(ConfigError, match="no engine 'exakt': did you mean 'exact'"):

@@ -87,6 +87,7 @@ def test_a_network_may_be_a_text_or_a_file(tmp_path):
         ({"update": "sync"}, ConfigError, "no update 'sync'"),
         ({"engine": "fast"}, ConfigError, "no engine 'fast'"),
         ({"path": "pyboolnet/none.bnet"}, MissingDataError, "none.bnet"),
+        ({"path": "none.bnet"}, MissingDataError, "there is no file none.bnet"),
         ({"n_time": 1}, ConfigError, "at least 2 frames"),
         ({"circuit": "random:17"}, ConfigError, "give 1 to 16 genes"),
     ],

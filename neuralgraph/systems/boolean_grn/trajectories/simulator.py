@@ -94,7 +94,8 @@ class BooleanTrajectories:
         self.rule = rule
         self.n_drawn: int | None = None
         if path is not None:
-            self.network = BooleanNetwork.load(find_data(path))
+            is_in_folder = len(Path(path).parts) > 1  # a bare name is a file here
+            self.network = BooleanNetwork.load(find_data(path) if is_in_folder else path)
             self.source = Path(path).name
         elif drawn := re.fullmatch(r"random:(\d+)", circuit):
             self.n_drawn = int(drawn[1])
