@@ -72,13 +72,14 @@ def start_from_support(
     max_coefficient: int,
     powers: tuple[float, float] = (0.25, 3.0),
     n_steps: int = 30,
+    misfit: float = MISFIT,
 ) -> MassActionStart:
     r"""Stoichiometry and rate constants from support and signs.
 
     For each metabolite, $W_{i\cdot}$ is the non-negative least-squares solution in the known signs;
     for each reaction, $W_{\cdot j} = k_j S_{\cdot j}$ is split by the smallest integer column that
     fits within its standard errors. Where the rate law misses the data (median relative residual
-    above ``MISFIT``) all coefficients stay at 1 in their signs and the rate constants are fitted
+    above ``misfit``) all coefficients stay at 1 in their signs and the rate constants are fitted
     to all metabolites together.
 
     Args:
@@ -94,6 +95,8 @@ def start_from_support(
         max_coefficient: Largest integer coefficient considered.
         powers: Bounds on the common power.
         n_steps: Golden-section steps.
+        misfit: See above; infinite where the derivatives are estimated, whose noise is in the
+            residual and says nothing against the law.
 
     Raises:
         DataError: fewer frames than one metabolite has reactions.
@@ -122,7 +125,7 @@ def start_from_support(
 
     power = golden_section(score, *powers, n_steps=n_steps)
     product, deviation, residual = solve_rows(rates(power), target, met_all, rxn_all, sign_all)
-    if float(residual.median()) > MISFIT:
+    if float(residual.median()) > misfit:
         # no common power law explains the rows, so their coefficients are no evidence against 1
         ones = torch.where(sign_all == 0, torch.sign(product), sign_all.double())
         k, residual = refit_rate_constants(rates(power), target, met_all, rxn_all, ones, n_rxn)

@@ -456,10 +456,10 @@ def data_train_own_rates(
             )
             session.log(relative_error=f"{error:.6g}", n_settled=str(n_settled))
             if not model.is_stoichiometry_given:
-                session.note(
-                    f"{n_settled} of {model.n_rxn} columns were read as integers from the data, "
-                    "the others are all ones for want of evidence"
-                )
+                said = f"{n_settled} of {model.n_rxn} columns were read as integers from the data"
+                if n_settled < model.n_rxn:
+                    said += ", the others are all ones for want of evidence"
+                session.note(said)
     if not n_epochs:
         return
     rates = {name: learning_rate for name, _ in model.named_parameters()}

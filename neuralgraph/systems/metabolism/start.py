@@ -10,6 +10,7 @@ from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.nn.mlp import MLP, PowerLawMLP
 from neuralgraph.systems.metabolism.closed_form import (
+    MISFIT,
     MassActionStart,
     start_from_support,
 )
@@ -285,6 +286,7 @@ def _solve_mass_action(
             start = start_from_support(
                 *frames, *substrates, *net, spec.sign_all.cpu(),
                 n_rxn=spec.n_rxn, max_coefficient=max_coefficient,
+                misfit=MISFIT if data.dx_dt_source == "exact" else float("inf"),
             )  # fmt: skip
             _assign_mass_action(model, start, order)
             session.log(power=float(start.power), median_residual=float(start.residual.median()))
