@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
-BARS = "Bars: 95 % intervals at the residual noise, where they are longer than a point"
+BARS = (
+    "Bars: 95 % intervals at the residual noise, rate law taken as known; most are shorter than "
+    "a point"
+)
 TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
 
@@ -482,7 +485,7 @@ class MetabolismReporter:
                 label=f"|s| = {order:g}" + (" (not determined: no such edge)" if free else ""),
             )
             if truth is not None and truth.facts["rate_law"] == "mass_action":
-                ax.plot(x, x**order, color=colour, lw=1.3, ls=(0, (4, 2)))
+                ax.plot(x, x**order, color=style.INK, lw=1.1, ls=(0, (4, 2)))
         ax.legend(loc="upper left")
         ax.set(
             xlabel=f"concentration ({units['state']})",
@@ -526,7 +529,7 @@ class MetabolismReporter:
             if truth is not None and named:
                 rate = truth.parameters["homeostasis_lambda"][here].mean()
                 level = truth.parameters["homeostasis_baseline"][here].mean()
-                ax.plot(x, -rate * (x - level), color=colour, lw=1.3, ls=(0, (4, 2)))
+                ax.plot(x, -rate * (x - level), color=style.INK, lw=1.1, ls=(0, (4, 2)))
         ax.legend(loc="best")
         ax.set(
             xlabel=f"concentration ({units['state']})",
