@@ -149,11 +149,11 @@ def test_what_the_prior_must_hold():
     data, *_ = case()
     from dataclasses import replace
 
-    with pytest.raises(ConfigError, match="prior.support=true and prior.roles=true"):
+    with pytest.raises(ConfigError, match=r"prior\.support=true and prior\.roles=true"):
         Metabolism_OwnRates(
             replace(data.spec, has_roles=False), generator=torch.Generator(), degree=2
         )
-    with pytest.raises(ConfigError, match="prior.roles=true"):
+    with pytest.raises(ConfigError, match=r"prior\.roles=true"):
         refuse({"prior": {"support": True, "roles": False, "stoichiometry": False}})
     with pytest.raises(ConfigError, match="at least 1"):
         model_of(data, degree=0)
@@ -169,7 +169,7 @@ def test_a_constant_rate_has_no_law_to_score():
 def test_a_run_writes_the_network_and_says_what_was_read(tmp_path):
     from neuralgraph.systems.metabolism.products import recovered_network, write_products
 
-    data, S, _, _ = case()
+    data, *_ = case()
     model = model_of(data)
     solve_own_rates(model, data.train, n_sweep=200, ridge=1e-9, max_coefficient=30)
     network = recovered_network(model, data, max_coefficient=30, store={})
