@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
 BARS = "Bars: 95 % intervals at the residual noise, the rate law taken as known"
-    "Bars: 95 % intervals at the residual noise, rate law taken as known; most are shorter than "
-    "a point"
-)
 TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
 
