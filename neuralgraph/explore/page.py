@@ -25,6 +25,8 @@ VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 """Anchors of the colour map viridis (matplotlib, CC0)."""
 WIDTH = 840
 N_TICKS = 5
+SMALLEST_RANGE = 0.05
+"""Range of the curve below which outliers are not cut off, in scales of the reward."""
 
 
 def write_page(search: Search, history: History, folder: Path) -> None:
@@ -267,10 +269,11 @@ def curve_svg(search: Search, history: History) -> str:
     metrics = sorted(m for _, m, _ in judged)
     low, high = metrics[0], metrics[-1]
     middle = metrics[len(metrics) // 2]
-    cut = high - 4 * max(high - middle, 1e-12)
+    least = SMALLEST_RANGE * search.reward.scale
+    cut = high - max(4 * (high - middle), least)
     if search.reward.direction == "maximize" and low < cut:
         low = cut  # far outliers sit on the lower edge
-    top = low + 4 * max(middle - low, 1e-12)
+    top = low + max(4 * (middle - low), least)
     if search.reward.direction == "minimize" and high > top:
         high = top
     pad = 0.06 * (high - low) or max(abs(high), 1.0) * 0.05
