@@ -12,7 +12,8 @@ from neuralgraph.systems.metabolism.uncertainty import (
     write_rate_constants,
 )
 
-TABLE = """parameter,group,status,combination,estimate,standard_error,relative_error,precise,unit,note
+TABLE = """parameter,group,status,combination,estimate,standard_error,relative_error,\
+precise,unit,note
 k(R1),rate constant,determined,,0.1,0.001,0.01,yes,,
 k(R2),rate constant,combination,k(R2) + k(R3),0.2,,,,,
 k(R3),rate constant,undetermined,,,,,,,does not act on the data
