@@ -282,7 +282,7 @@ class Pursuit:
         self.high = np.full(self.n_rxn, np.inf)
 
     def _features(self, z: Array) -> None:
-        number = {c: q for q, c in enumerate(PURSUIT_CLASSES)}
+        number: dict[tuple[int, ...], int] = {c: q for q, c in enumerate(PURSUIT_CLASSES)}
         power = legendre(z, max(max(c) for c in PURSUIT_CLASSES))
         index: dict[tuple[tuple[int, int], ...], int] = {}
         kind: list[int] = []
@@ -338,7 +338,8 @@ class Pursuit:
         return n_found, float(np.median(misfit))
 
     def _fit(self, i: int, active: list[int], size: dict[int, float], noise: float, n_step: int):
-        w = cov = feature = np.empty(0)
+        w = cov = np.empty(0)
+        feature: Any = np.empty(0, dtype=int)
         for _ in range(n_step):
             prior = np.zeros(len(self.kind))
             for j in active:
@@ -515,9 +516,9 @@ def _reopened(
                 if s[i, twin] == 0:
                     wanted[twin][i] = gain
                     n_new += 1
-        for j in np.flatnonzero(s[i] > 0):
+        for j in np.flatnonzero(s[i] > 0).tolist():
             if abs(amount[j] - s[i, j]) > SURE:
-                doubtful.add((i, int(j)))
+                doubtful.add((i, j))
                 for twin in twins[tuple(substrates[j].tolist())]:
                     if s[i, twin] == 0:
                         wanted[twin].setdefault(i, 0.0)
