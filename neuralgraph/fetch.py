@@ -136,6 +136,21 @@ SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         Source(
+            name="renge",
+            title="hiPSC knock-outs on days 2 to 5: 4,013 cells, 103 genes, 8 knock-outs, no unedited "
+            "cells (subset of Ishikawa 2023, GSE213069)",
+            url="https://raw.githubusercontent.com/NoahElRimawiFine/StructureFlow/"
+            "a8f419dba2970fd8cb17ee9c956cce6eb0e4bc97/data/Renge/hipsc.h5ad",
+            sha256="0d713972be624685a145c46fe771ef508493e1642dd7d0aa3ce44bd6deee1584",
+            files=(
+                DataFile(
+                    "renge_hipsc/hipsc.h5ad",
+                    "0d713972be624685a145c46fe771ef508493e1642dd7d0aa3ce44bd6deee1584",
+                ),
+            ),
+            licence="no licence file at the origin: for your own use, not for redistribution",
+        ),
+        Source(
             name="bigg",
             title="SBML of three genome-scale metabolic models: textbook (E. coli core), iJO1366, "
             "salmonella; structure only",
