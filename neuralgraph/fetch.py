@@ -137,8 +137,8 @@ SOURCES: dict[str, Source] = {
     for source in (
         Source(
             name="renge",
-            title="hiPSC knock-outs on days 2 to 5: 4,013 cells, 103 genes, 8 knock-outs, no unedited "
-            "cells (subset of Ishikawa 2023, GSE213069)",
+            title="hiPSC knock-outs on days 2 to 5: 4,013 cells, 103 genes, 8 knock-outs, no "
+            "unedited cells (subset of Ishikawa 2023, GSE213069)",
             url="https://raw.githubusercontent.com/NoahElRimawiFine/StructureFlow/"
             "a8f419dba2970fd8cb17ee9c956cce6eb0e4bc97/data/Renge/hipsc.h5ad",
             sha256="0d713972be624685a145c46fe771ef508493e1642dd7d0aa3ce44bd6deee1584",
