@@ -395,6 +395,12 @@ class Phase:
             row.update(means)
         else:
             row["loss"], row["regul_total"] = self._loss_of_all_frames()
+        for name in ("loss", "regul_total"):  # on a GPU most steps are not looked at
+            if not math.isfinite(row[name]):
+                raise TrainingError(
+                    f"{name} is {row[name]} in epoch {epoch} of phase '{self.name}': lower the "
+                    "learning rate or a weight, or clip the gradient; the last checkpoint is whole"
+                )
         validation = session.data.validation()
         if validation is not None:
             session.model.eval()

@@ -5,8 +5,9 @@ $+\tfrac12$ for a gene with inhibitors only; a gene without regulators holds its
 $a - i + b$ is never 0 on Boolean states, this is the oracle's rule as $\tau \to \infty$.
 
 The statistics at the end are pooled over starts, so that they follow a relabelling of the genes.
-They tell what settles, what moves, and what answers to a gene that is switched on. They never look
-at a phenotype's definition, yet come close to what decides it: a classifier that sees them mostly
+They tell what settles, what moves, and what answers to a gene that is switched on. No label
+is computed here, but several statistics are the dynamic half of a phenotype's test (a pulse after
+a switch, two states against each other, both raised together): a classifier that sees them mostly
 has to read, which is why the network without them is always reported beside it.
 """
 

@@ -100,7 +100,7 @@ class GRNEvaluator:
                 card.add(f"balanced_accuracy{suffix}_{size}", balanced_accuracy(confusion))
                 baselines[f"accuracy{suffix}_{size}"] = {"commonest phenotype": majority}
                 baselines[f"balanced_accuracy{suffix}_{size}"] = {
-                    "commonest phenotype": 1 / int((counts > 0).sum())
+                    "commonest phenotype": 1 / int((confusion.sum(1) > 0).sum())
                 }
                 tables["confusion"].setdefault(row, {})[str(size)] = confusion.tolist()
                 if row != "informed":

@@ -115,6 +115,11 @@ def refuse(config: Mapping[str, Any]) -> None:
             "prior.stoichiometry=true; with kinetics=learned_rate one of the two is enough): "
             f"{instead}"
         )
+    if not is_given and model.get("homeostasis"):
+        raise ConfigError(
+            "loop.start=closed_form with unknown S explains the derivatives by reactions alone, "
+            f"and the model has homeostasis: set model.homeostasis=false, or {instead}"
+        )
     if prior.get("rate_constants", False):
         raise ConfigError(
             "loop.start=closed_form solves for the rate constants, and prior.rate_constants gives "

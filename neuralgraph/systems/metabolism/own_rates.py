@@ -460,6 +460,7 @@ def data_train_own_rates(
                 if n_settled < model.n_rxn:
                     said += ", the others are all ones for want of evidence"
                 session.note(said)
+                session.note(f"assumed: no coefficient above {max_coefficient}")
     if not n_epochs:
         return
     rates = {name: learning_rate for name, _ in model.named_parameters()}

@@ -57,6 +57,12 @@ def closed_form_start(
             "prior.stoichiometry=true; with kinetics=learned_rate one of the two is enough): use "
             "loop=metabolism_adam, or loop.start=random"
         )
+    if spec.sto_all is None and (model.has_homeostasis or model.input_mode != "none"):
+        raise ConfigError(
+            "loop.start=closed_form with unknown S explains the derivatives by reactions alone; "
+            f"here homeostasis is {'on' if model.has_homeostasis else 'off'} and external input is "
+            f"'{model.input_mode}': use loop=metabolism_adam or loop.start=random"
+        )
     if spec.log_k is not None:
         raise ConfigError(
             "loop.start=closed_form solves for the rate constants, and prior.rate_constants gives "
@@ -145,9 +151,9 @@ def _decode_integers(
             if noise is not None and noisy:
                 size = float(np.median(noise / np.maximum(np.sqrt((dx_dt**2).mean(0)), 1e-300)))
                 session.note(
-                    f"the derivatives carry noise of {size:.2g} of their rms (median metabolite), "
-                    "estimated from their fourth differences along each run; the decoding uses "
-                    "every frame"
+                    f"the derivatives carry white noise of {size:.2g} of their rms (median "
+                    "metabolite), estimated from their fourth differences along each run; the "
+                    "decoding uses every frame"
                 )
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
             session.store["sto_all"] = torch.as_tensor(found.sto_all)

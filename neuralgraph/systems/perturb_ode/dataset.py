@@ -20,7 +20,7 @@ class ScreenSpec:
         names: Genes, length ``n_gene``.
         n_state: Coordinates the field lives in: genes, or components of them.
         is_inner: For each split that is trained side by side, whether it serves selection alone.
-        state_scale: Typical size of a coordinate, for the start of the field.
+        state_scale: Typical size of a coordinate in the training conditions of each split.
         is_edge: ``(n_gene, n_gene)`` bool, regulator j of gene i, where given.
         has_interventions: Whether the coordinates are genes, on which interventions act.
     """
@@ -28,7 +28,7 @@ class ScreenSpec:
     names: tuple[str, ...]
     n_state: int
     is_inner: tuple[bool, ...]
-    state_scale: float
+    state_scale: tuple[float, ...]
     is_edge: Tensor | None
     has_interventions: bool
 
@@ -108,8 +108,11 @@ class ScreenData:
         measured = (self.knocked_out == 0).to(recording.state.dtype)
         weight = measured[:, None].expand(n_run, recording.n_time - 1, -1)
         if weighting == "inverse_variance":
-            precision = 1 / recording.inputs["variance"][:, 1:].clamp_min(1e-12)
-            weight = weight * precision / precision[~is_test].mean()
+            variance = recording.inputs["variance"][:, 1:]
+            seen = variance[~is_test][weight[~is_test] > 0]
+            # no gene counts for more than a hundred typical ones
+            weighted = weight / variance.clamp_min(0.01 * float(seen.median()))
+            weight = weighted * (weight[~is_test].sum() / weighted[~is_test].sum())
         production = recording.inputs["production"][:, 0]
         self._all = ScreenBatch(
             start=recording.state[None, :, 0],
@@ -129,11 +132,13 @@ class ScreenData:
             raise DataError("no condition is left for training")
         self.train_index = train
         self.test_index = is_test.nonzero()[:, 0]
+        self.held_rows = self.test_index[None]
+        """Held-out conditions of each fold, ``(1, n_held)``."""
         self.spec = ScreenSpec(
             names=recording.names,
             n_state=recording.n_var,
             is_inner=(False,),
-            state_scale=float(recording.state[~is_test].abs().mean()),
+            state_scale=(float(recording.state[~is_test].abs().mean()),),
             is_edge=given.get("is_edge"),
             has_interventions=True,
         )
@@ -190,6 +195,7 @@ class ScreenData:
         fields = {k: moved(v) for k, v in vars(self._all).items() if isinstance(v, Tensor)}
         copy._all = replace(self._all, **fields)
         copy.train_index, copy.test_index = moved(self.train_index), moved(self.test_index)
+        copy.held_rows = moved(self.held_rows)
         if self.spec.is_edge is not None:
             copy.spec = replace(self.spec, is_edge=moved(self.spec.is_edge))
         return copy

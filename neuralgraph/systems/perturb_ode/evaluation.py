@@ -172,7 +172,11 @@ def additive(data: ScreenData, effects: Mapping[int, Tensor]) -> Tensor:
     batch = data.everything()
     if not effects:
         return batch.start[0, :, None].double().cpu().expand(*batch.target.shape)
-    mean = torch.stack(list(effects.values())).mean(0)
+    # a target's own loss is no effect on others: each gene is averaged over the other knock-outs
+    seen = torch.stack([torch.ones_like(effect) for effect in effects.values()])
+    for i, gene in enumerate(effects):
+        seen[i, :, gene] = 0
+    mean = (torch.stack(list(effects.values())) * seen).sum(0) / seen.sum(0).clamp_min(1)
     rows = []
     for run in range(batch.target.shape[0]):
         genes = data.knocked_out[run].nonzero()[:, 0].tolist()

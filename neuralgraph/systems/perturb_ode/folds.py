@@ -95,11 +95,14 @@ class FoldedSeries:
             decoder=basis,
             offset=origin,
         )
+        size = encoded.square().mean((-1, -2))
+        self.held_rows = torch.tensor([(rows[0], rows[-1]) for rows in left_out])
+        """Held-out conditions of each fold, ``(n_fold, 2)``; one alone stands twice."""
         self.spec = ScreenSpec(
             names=recording.names,
             n_state=n_component,
             is_inner=tuple(len(rows) == 2 for rows in left_out),
-            state_scale=float(encoded.square().mean().sqrt()),
+            state_scale=tuple(((size * is_train).sum(1) / is_train.sum(1)).sqrt().tolist()),
             is_edge=None,
             has_interventions=False,
         )
@@ -133,6 +136,7 @@ class FoldedSeries:
     ) -> FoldedSeries:
         copy = object.__new__(FoldedSeries)
         copy.__dict__.update(self.__dict__)
+        copy.held_rows = self.held_rows.to(device=device)
         copy._all = replace(
             self._all,
             **{

@@ -18,7 +18,7 @@ def train_arms(
     clip_norm: Positive | None,
     curve_every: Count,
 ) -> None:
-    """Every condition in each step; predictions for all conditions every ``curve_every`` epochs.
+    """Every condition in each step; held-out predictions kept every ``curve_every`` epochs.
 
     The predictions of held-out conditions start from what is known of them (their first
     measurement, or the common state of rest) and are only stored: the judge compares them.
@@ -27,14 +27,15 @@ def train_arms(
         session: The session to train; its model is a ``FieldEnsemble``.
         n_epochs: Steps.
         learning_rate: Step size of Adam.
-        clip_norm: Largest gradient norm of each single model, ``None`` for no clipping.
+        clip_norm: Largest gradient norm of each parameter tensor of each single model, ``None`` for
+            no clipping.
         curve_every: Epochs between two kept predictions.
     """
     model: Any = session.model
     data = session.data
     if clip_norm is not None:
         clip_each_model(model, clip_norm)
-    curve = session.store.setdefault("curve", {"epoch": [], "prediction": []})
+    curve = session.store.setdefault("curve", {"epoch": [], "state": []})
     with session.phase("arms", train={"": learning_rate}) as phase:
         for epoch in phase.epochs(n_epochs):
             if epoch % curve_every == 0 and epoch not in curve["epoch"]:
@@ -42,19 +43,26 @@ def train_arms(
             batch = data.batch(data.starts(1))
             terms = session.step(batch)
             session.log(loss_mean=float(terms.loss.detach()) / model.n_model)
-    last = session.budget.epochs(n_epochs)
+            session.store["epochs_done"] = epoch + 1
+    last = session.store.get("epochs_done", 0)
     if last not in curve["epoch"]:
         keep(curve, session, last)
 
 
 def keep(curve: dict, session: Session, epoch: int) -> None:
-    """Store what every model predicts for every condition, in single precision."""
+    """Store where every model leads its held-out conditions, in the coordinates of the field.
+
+    Each entry is ``(n_model, n_held, n_day, n_state)``, in single precision.
+    """
     model: Any = session.model
     data: Any = session.data
     with torch.no_grad():
-        prediction = model.predict(data.everything()).float().cpu()
+        states = model.flow(data.everything())
+        rows = data.held_rows[model.get_buffer("fold")]
+        which = torch.arange(len(rows), device=rows.device)[:, None]
+        kept = states[which, rows].float().cpu()
     curve["epoch"].append(epoch)
-    curve["prediction"].append(prediction)
+    curve["state"].append(kept)
 
 
 def clip_each_model(model: torch.nn.Module, largest: float) -> None:

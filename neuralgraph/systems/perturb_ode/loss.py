@@ -16,8 +16,8 @@ class ScreenObjective:
 
     - ``steady_control``: $|f(\bar x_0)|^2$ at unperturbed cells, mean over days;
     - ``steady_perturbed``: $|f(\bar x_p)|^2$ at perturbed cells on the last day;
-    - ``steady_first_day``: the same on the first day, a wrong claim on purpose;
-    - ``kinetic``: $|f|^2$ on every measured day, no claim of rest;
+    - ``steady_first_day``: the same on the first day after the start, a wrong claim on purpose;
+    - ``kinetic``: $|f|^2$ on every day after the start, no claim of rest;
     - ``weight_l2``: sum of squared weights.
 
     Each is a mean over the conditions a model may learn from and over coordinates. A term of rest

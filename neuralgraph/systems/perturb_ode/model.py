@@ -83,7 +83,6 @@ class FieldEnsemble(nn.Module):
         self.field = field
         self.arms = {name: dict(terms or {}) for name, terms in arms.items()}
         self.max_step = max_step
-        self.scale = spec.state_scale
         rows = [
             (arm, seed, fold)
             for arm, name in enumerate(self.arms)
@@ -96,6 +95,8 @@ class FieldEnsemble(nn.Module):
         self.register_buffer("arm", arm)
         self.register_buffer("seed", seed)
         self.register_buffer("fold", fold)
+        scale = torch.tensor(spec.state_scale)[fold]
+        self.register_buffer("scale", scale[:, None, None])
         table = torch.zeros(len(TERMS), len(self.arms))
         for number, terms in enumerate(self.arms.values()):
             for name, weight in terms.items():
@@ -111,7 +112,7 @@ class FieldEnsemble(nn.Module):
         if field == "hill":
             self.weights = nn.ParameterList([start(d, d, fan_in=d)])
             self.biases = nn.ParameterList([start(d, fan_in=d)])
-            self.log_top = nn.Parameter(start(d, fan_in=d).detach() + math.log(self.scale))
+            self.log_top = nn.Parameter(start(d, fan_in=d).detach() + scale.log()[:, None])
             mask = torch.ones(d, d) if spec.is_edge is None else spec.is_edge.T.float()
             self.register_buffer("mask", mask)
         else:
@@ -144,7 +145,8 @@ class FieldEnsemble(nn.Module):
             production: u, ``(n_condition, n_state)``.
             regulation: w, ``(n_condition, n_state)``.
         """
-        seen = regulation * state / self.scale
+        scale = self.get_buffer("scale")
+        seen = regulation * state / scale
         if self.field == "hill":
             weight = self.weights[0] * self.get_buffer("mask")
             drive = torch.baddbmm(
@@ -159,11 +161,11 @@ class FieldEnsemble(nn.Module):
             if layer < last:
                 hidden = torch.tanh(hidden)
         if not hasattr(self, "log_gamma"):
-            return self.scale * hidden
+            return scale * hidden
         decay = self.log_gamma.exp()[:, None] * state
         if self.field == "production_decay":
-            return production * self.scale * functional.softplus(hidden) - decay
-        return production * self.scale * hidden - (1 - production) * decay
+            return production * scale * functional.softplus(hidden) - decay
+        return production * scale * hidden - (1 - production) * decay
 
     def flow(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
         """States on the days after the first, ``(n_model, n_condition, n_day, n_state)``.

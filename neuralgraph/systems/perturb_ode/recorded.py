@@ -65,7 +65,13 @@ class KnockoutSeries:
 
         path = find_data(self.path)
         cells = anndata.read_h5ad(path)
-        label = self._column(cells, self.perturbation_column).astype(str).to_numpy()
+        column = self._column(cells, self.perturbation_column)
+        if column.isna().any():
+            raise DataError(
+                f"{int(column.isna().sum())} cells have no label in obs['"
+                f"{self.perturbation_column}']: remove them, or label the unperturbed ones"
+            )
+        label = column.astype(str).to_numpy()
         days = self._days(cells)
         names = self._genes(cells)
         x: Any = cells.X
@@ -137,7 +143,7 @@ class KnockoutSeries:
                     target[i, names.index(gene)] = 1.0
                 else:
                     unmeasured.append(gene)
-        if len(unmeasured) == n_run:
+        if not target.any():
             raise DataError(
                 f"none of the perturbed genes ({', '.join(sorted(unmeasured)[:5])} …) is among the "
                 f"measured genes ({', '.join(names[:5])} …): name their column of var with "

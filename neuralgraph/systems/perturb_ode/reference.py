@@ -159,7 +159,12 @@ class Choice:
     inner_error: float
 
 
-def nested(series: Series, family: str, grid: dict[str, Sequence[float | str]]) -> list[Choice]:
+def nested(
+    series: Series,
+    family: str,
+    grid: dict[str, Sequence[float | str]],
+    held_out: Sequence[int],
+) -> dict[int, Choice]:
     """Leave-one-out predictions of every condition, settings chosen by inner leave-one-out.
 
     For the condition h, each setting is refitted without h and another condition v and judged on
@@ -170,8 +175,10 @@ def nested(series: Series, family: str, grid: dict[str, Sequence[float | str]]) 
         family: ``persistence`` or ``kernel_field``.
         grid: Values by setting: ``path`` and ``n_component``, for the field ``ridge`` and
             ``power`` too.
+        held_out: Conditions that are held out in turn; the others are always trained on.
     """
-    rows = range(series.mean.shape[0])
+    rows = list(held_out)
+    always = [row for row in range(series.mean.shape[0]) if row not in rows]
     own = {k: v for k, v in grid.items() if k not in ("path", "n_component")}
     bases = [(str(p), int(n)) for p in grid["path"] for n in grid["n_component"]]
     tails = [dict(zip(own, v, strict=True)) for v in itertools.product(*own.values())]
@@ -186,19 +193,19 @@ def nested(series: Series, family: str, grid: dict[str, Sequence[float | str]]) 
     inner: dict[tuple[int, int], list[float]] = {(h, v): [] for h in rows for v in rows if h != v}
     for path, n_component in bases:
         for first, second in itertools.combinations(rows, 2):
-            kept = [row for row in rows if row not in (first, second)]
+            kept = always + [row for row in rows if row not in (first, second)]
             shrunk = Shrunk(series, kept, path=path, n_component=n_component)
             for held, judged in ((first, second), (second, first)):
                 inner[held, judged] += [
                     series.error(predict(shrunk, judged, tail), judged) for tail in tails
                 ]
-    found = []
+    found = {}
     for held in rows:
         scores = torch.tensor([inner[held, v] for v in rows if v != held]).mean(0)
         best = int(scores.argmin())
         (path, n_component), tail = bases[best // len(tails)], tails[best % len(tails)]
-        others = [row for row in rows if row != held]
+        others = always + [row for row in rows if row != held]
         shrunk = Shrunk(series, others, path=path, n_component=n_component)
         settings = {"path": path, "n_component": n_component, **tail}
-        found.append(Choice(predict(shrunk, held, tail), settings, float(scores[best])))
+        found[held] = Choice(predict(shrunk, held, tail), settings, float(scores[best]))
     return found

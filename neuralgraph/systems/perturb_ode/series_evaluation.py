@@ -97,9 +97,12 @@ class SeriesEvaluator:
         series, held = data.series, data.held
         simple = self.simple_errors(data)
         baseline = nested(
-            series, "persistence", {"path": [self.path], "n_component": self.baseline_components}
+            series,
+            "persistence",
+            {"path": [self.path], "n_component": self.baseline_components},
+            held,
         )
-        field = nested(series, "kernel_field", self.field_grid)
+        field = nested(series, "kernel_field", self.field_grid, held)
         by_name = {
             **simple,
             "baseline": torch.tensor([series.error(baseline[h].prediction, h) for h in held]),
@@ -212,7 +215,9 @@ class SeriesEvaluator:
             card.add(f"{name}_difference_hi", high)
             card.add(f"{name}_n_better", int((difference < 0).sum()))
             card.add(f"{name}_p_sign_flip", sign_flip(difference))
-            ratio = ((mine - noise) / (other - noise)).clamp_min(1e-6).log().mean().exp()
+            floor = 0.1 * noise  # an excess near 0 has no logarithm to speak of
+            excess = (mine - noise).maximum(floor) / (other - noise).maximum(floor)
+            ratio = excess.log().mean().exp()
             card.add(f"{name}_excess_ratio", float(ratio))
         card.add("n_test_perturbations", len(baseline))
 
@@ -231,13 +236,18 @@ def training_curves(
     place = {rows: fold for fold, rows in enumerate(data.left_out)}
     has_inner = any(len(rows) == 2 for rows in data.left_out)
     # (n_point, n_model, n_condition)
-    squared = torch.stack(
-        [
-            ((p.double() - series.mean[:, 1:]) ** 2 * series.measured[:, None]).sum((-1, -2))
-            / (series.measured.sum(1) * (series.mean.shape[1] - 1))
-            for p in kept["prediction"]
-        ]
-    )
+    fold = model.get_buffer("fold").cpu()
+    rows = data.held_rows.cpu()[fold]
+    batch = data.everything()
+    points = []
+    for state in kept["state"]:
+        genes = batch.decode(state.to(batch.target), model.get_buffer("fold")).double().cpu()
+        measured = series.measured[rows]
+        error = ((genes - series.mean[rows, 1:]) ** 2 * measured[:, :, None]).sum((-1, -2))
+        error = error / (measured.sum(-1) * (series.mean.shape[1] - 1))
+        every = torch.full((len(rows), series.mean.shape[0]), float("nan"), dtype=torch.float64)
+        points.append(every.scatter(1, rows, error))
+    squared = torch.stack(points)
     curves = {}
     for arm in model.arms:
         test = torch.stack(
@@ -283,11 +293,12 @@ def bootstrap_interval(values: Tensor, n_draw: int) -> tuple[float, float]:
 
 
 def sign_flip(difference: Tensor) -> float:
-    """Exact one-sided p of a mean below 0 under random signs (all signs; at most 16 values)."""
+    """One-sided p of a mean below 0 under random signs: all signs up to 16 values, else drawn."""
     n = len(difference)
     if n > 16:
         generator = torch_generator(0, "sign flips")
         signs = torch.randint(0, 2, (65536, n), generator=generator) * 2 - 1
+        signs[0] = 1  # the data themselves
     else:
         bits = torch.arange(2**n)[:, None] >> torch.arange(n) & 1
         signs = bits * 2 - 1

@@ -172,3 +172,14 @@ def test_what_cannot_be_asked_is_refused(data, screen):
         objective(model, without.batch(without.starts(1)))
     with pytest.raises(ConfigError, match="pairs"):
         HillScreen(**{**SCREEN, "n_test_double": 7})
+
+
+def test_inverse_variance_keeps_the_size_of_the_data_loss(screen):
+    recording, _ = screen
+    data = ScreenData(recording, {}, weighting="inverse_variance")
+    batch = data.batch(data.starts(1))
+    measured = data.knocked_out[data.train_index] == 0
+    weight = batch.weight.movedim(1, 2)[measured]
+    assert float(weight.mean()) == pytest.approx(1.0)
+    assert float(weight.max()) < 110 * float(weight.median())
+    assert (batch.weight.movedim(1, 2)[~measured] == 0).all()

@@ -84,15 +84,13 @@ def test_the_local_field_uses_a_neighbour_and_persists_without_one(cells):
     grown = kernel_field(with_partner, 0, ridge=0.1, power=2.0)
     still = persistence(with_partner, 0)
     assert series.error(grown, 0) < series.error(still, 0)
-    seen = with_partner.score[with_partner.train]
-    away = -seen.mean((0, 1))
+    # a direction in which no training condition ever points
     lonely = Shrunk(series, [1, 2, 3], path="median", n_component=3)
-    lonely.score[0, 0] = away
-    length = seen[:, :-1].norm(dim=-1, keepdim=True)
-    if float(((seen[:, :-1] / length) @ (away / away.norm())).max()) <= 0:
-        torch.testing.assert_close(
-            kernel_field(lonely, 0, ridge=0.1, power=2.0), persistence(lonely, 0)
-        )
+    lonely.score[:, :, 2] = 0
+    lonely.score[0, 0] = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        kernel_field(lonely, 0, ridge=0.1, power=2.0), persistence(lonely, 0).expand(2, -1)
+    )
 
 
 def test_a_deviation_without_signal_is_shrunk_to_nothing(cells):
@@ -120,7 +118,7 @@ def test_nothing_of_a_held_out_condition_but_its_first_day_enters_its_prediction
     other = Series(mean, covariance, series.n_cell, series.measured)
     grid = {"path": ["median"], "n_component": [2, 3], "ridge": [0.1, 1.0], "power": [2.0]}
     for family, its in (("kernel_field", grid), ("persistence", dict(list(grid.items())[:2]))):
-        a, b = nested(series, family, its)[2], nested(other, family, its)[2]
+        a, b = (nested(one, family, its, range(4))[2] for one in (series, other))
         torch.testing.assert_close(a.prediction, b.prediction)
         assert a.settings == b.settings
 
@@ -135,11 +133,14 @@ def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
 
     changed = recording.state.clone()
     changed[1] += 1.0
+    without = [i for i, rows in enumerate(data.left_out) if 1 in rows]
     moved = FoldedSeries(replace(recording, state=changed), {}, n_component=3, has_inner=True)
     torch.testing.assert_close(moved.everything().decoder[fold], data.everything().decoder[fold])
     torch.testing.assert_close(
         moved.everything().encoded[fold, [0, 2]], data.everything().encoded[fold, [0, 2]]
     )
+    for i in without:
+        assert moved.spec.state_scale[i] == pytest.approx(data.spec.state_scale[i])
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,20 @@ def test_a_single_day_and_unknown_genes_are_refused(cells, tmp_path):
     other.var_names = [f"ENSG{i}" for i in range(6)]
     other.write_h5ad(tmp_path / "other.h5ad")
     with pytest.raises(DataError, match="none of the perturbed genes"):
-        read(tmp_path / "other.h5ad")
+        read(tmp_path / "other.h5ad", control_label="G3")
+    gaps = table.copy()
+    gaps.obs["ko"] = gaps.obs["ko"].astype(object).where(gaps.obs["t"] < 4)
+    gaps.write_h5ad(tmp_path / "gaps.h5ad")
+    with pytest.raises(DataError, match="120 cells have no label"):
+        read(tmp_path / "gaps.h5ad")
 
 
 def test_statistics_over_perturbations():
     better = torch.tensor([-1.0, -2.0, -0.5, -1.5])
     assert sign_flip(better) == 1 / 16
     assert sign_flip(-better) == 1.0
+    many = torch.full((23,), -1.0)
+    assert 0 < sign_flip(many) < 1e-4
     low, high = bootstrap_interval(better, 4000)
     assert -2 <= low < float(better.mean()) < high <= -0.5
 
@@ -190,11 +198,13 @@ def test_the_closed_forms_reach_the_measured_numbers_on_real_knockouts():
     assert np.mean([series.noise(h) for h in rows]) == pytest.approx(0.0029, abs=5e-5)
     raw = np.mean([series.error(series.mean[h, :1].expand(3, -1), h) for h in rows])
     assert raw == pytest.approx(0.0226, abs=5e-5)
-    baseline = nested(series, "persistence", {"path": ["median"], "n_component": [12, 16, 20, 30]})
-    errors = [series.error(c.prediction, h) for h, c in enumerate(baseline)]
+    baseline = nested(
+        series, "persistence", {"path": ["median"], "n_component": [12, 16, 20, 30]}, rows
+    )
+    errors = [series.error(baseline[h].prediction, h) for h in rows]
     assert np.mean(errors) < 0.0140
     grid = {"path": ["median"], "n_component": [16], "ridge": [0.1, 0.3, 1.0, 3.0], "power": [2.0]}
-    field = nested(series, "kernel_field", grid)
-    better = [series.error(c.prediction, h) for h, c in enumerate(field)]
+    field = nested(series, "kernel_field", grid, rows)
+    better = [series.error(field[h].prediction, h) for h in rows]
     assert np.mean(better) < 0.0128
     assert sum(a < b for a, b in zip(better, errors, strict=True)) >= 6
