@@ -363,7 +363,8 @@ def propose(
         fold: By how much.
     """
     assert problem.state is not None and problem.start is not None and problem.time is not None
-    assert problem.rhs is not None
+    rhs = problem.rhs
+    assert rhs is not None
     start, every = problem.start.double(), problem.state.double()
     low, high = start.amin(0), start.amax(0)
     if start.shape[0] < 2:
@@ -405,7 +406,7 @@ def propose(
     while left:
         begin = torch.stack([rows[i] for i in left])
         try:
-            state = rollout(lambda t, x: problem.rhs(x), begin, time, bound=1e8)  # type: ignore[misc]
+            state = rollout(lambda t, x: rhs(x), begin, time, bound=1e8)
         except DivergedError as error:
             del left[error.run or 0]
             continue

@@ -60,7 +60,7 @@ class SignedCircuit:
         """A circuit from its matrix; genes are called A, B, C … where no names are given."""
         matrix = np.asarray(adjacency)
         own = tuple(names) if names is not None else gene_names(len(matrix))
-        return cls(matrix, own)  # type: ignore[arg-type]
+        return cls(matrix, own)  # type: ignore[arg-type]  # made int8 in __post_init__
 
     @classmethod
     def from_edges(

@@ -41,9 +41,9 @@ _ONES = np.int64(0x0101010101010101)
 def compiled(function: F) -> F:
     """Compile; keep the machine code on disk where a folder for it can be written."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[return-value]
+        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[return-value]  # numba has no types
     except RuntimeError:  # no folder can be written: compile anew in each process
-        return numba.njit(nogil=True)(function)  # type: ignore[return-value]
+        return numba.njit(nogil=True)(function)  # type: ignore[return-value]  # numba has no types
 
 
 @compiled

@@ -55,10 +55,12 @@ class Solution:
             (standard deviation of the errors of log c), ``power`` where the law is one,
             ``n_types``, and ``error_MLP_sub`` and ``error_MLP_node``, relative errors of fit.
         errors: See :func:`standard_errors`.
+        warnings: What a reader must know before trusting it, as sentences.
     """
 
     said: dict[str, float]
     errors: dict[str, Tensor]
+    warnings: tuple[str, ...]
 
 
 def standard_errors(
@@ -129,6 +131,7 @@ def set_model(
         raise ConfigError(f"loop.fit_to must be one of {', '.join(FIT_TO)}; got '{fit_to}'")
     data = kinetic_data(model, spec, batch)
     types, spread = None, None
+    warnings: tuple[str, ...] = ()
     if fit_to == "derivative":
         fit = fit_joint(data)
         said = {"residual": math.sqrt(fit.score)}
@@ -150,6 +153,7 @@ def set_model(
             data, time.double(), runs, known, max_types=max_types, n_iteration=n_iteration
         )
         fit, types, spread = noisy.joint, noisy.types, noisy.type_covariance
+        warnings = noisy.warnings
         said = {"noise": math.sqrt(fit.score), "n_iterations": float(noisy.n_iteration)}
         data = replace(data, concentration=noisy.u.exp())
         batch = replace(batch, concentration=data.concentration.to(batch.concentration))
@@ -167,7 +171,7 @@ def set_model(
         ratio = (exact * v).sum(0) / v.square().sum(0).clamp_min(1e-300)
         log_k = fit.log_k + ratio.clamp_min(1e-300).log10()
     model.log_k.copy_(log_k)
-    return Solution(said, standard_errors(fit, types, spread))
+    return Solution(said, standard_errors(fit, types, spread), warnings)
 
 
 def rate_constants(data: KineticData, v: Tensor, homeostasis: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class NoisyFit:
         u: Natural logarithm of the states, ``(n_frame, n_met)``.
         is_snapped: Whether the power was put to a multiple of 1/2.
         n_iteration: Steps of the likelihood.
+        warnings: What a reader must know before trusting it, as sentences.
     """
 
     joint: JointFit
@@ -79,6 +80,7 @@ class NoisyFit:
     u: Tensor
     is_snapped: bool
     n_iteration: int
+    warnings: tuple[str, ...]
 
 
 def fit_concentrations(
@@ -132,7 +134,18 @@ def fit_concentrations(
     line, covariance = _lines(fit, at)
     log_k, deviation = _rate_constants(data, fit)
     joint = JointFit(fit.law, log_k, fit.line, covariance, at, fit.sigma**2, deviation)
-    return NoisyFit(joint, types, spread, fit.u, is_snapped, fit.n_iteration)
+    warnings: list[str] = []
+    if not fit.is_settled:
+        warnings.append(
+            f"the likelihood stopped after {fit.n_iteration} steps without settling: neither the "
+            "rate constants nor their standard errors are to be trusted"
+        )
+    if not is_sufficient:
+        warnings.append(
+            "the data refuse a power law and no other law could be fitted: the power law stands, "
+            "and the standard errors are too small"
+        )
+    return NoisyFit(joint, types, spread, fit.u, is_snapped, fit.n_iteration, tuple(warnings))
 
 
 def measured_logarithm(concentration: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +87,8 @@ class TrajectoryFit:
         criterion: Bayesian information criterion.
         left: Errors of log c, ``(n_frame, n_met)``.
         n_iteration: Steps taken.
+        is_settled: Whether the last step changed nothing that matters; else the covariance is that
+            of a point on the way.
     """
 
     law: Law
@@ -98,6 +100,7 @@ class TrajectoryFit:
     criterion: float
     left: Tensor
     n_iteration: int
+    is_settled: bool
 
 
 class Shooting:
@@ -189,7 +192,7 @@ class _Piece:
     gap: Tensor
     cross: Tensor
     moment: Tensor
-    solve: object
+    solve: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -320,7 +323,7 @@ def _moved(shooting: Shooting, piece: _Piece, step: Tensor) -> Tensor:
     """Change of the states for a step of the parameters, ``(n, n_met)``."""
     time = shooting.series.time[piece.first : piece.stop].diff()
     drive = piece.drive.column(shooting.data.sto_all, step)
-    move = piece.solve(piece.moment - piece.cross @ step)  # type: ignore[operator]
+    move = piece.solve(piece.moment - piece.cross @ step)
     result = [move]
     for t in range(piece.stop - piece.first - 1):
         path = 0.5 * time[t] * (piece.jacobian[t] + piece.jacobian[t + 1])
@@ -363,6 +366,7 @@ def fit_trajectories(
     n_rxn, n_met = data.n_rxn, data.n_met
     n_free = n_rxn + shooting.n_line
     n_par = n_free + law.theta.numel()
+    is_settled = False
     taken, sigma = 0, float((series.log_c - u).square().mean().sqrt())
     for taken in range(1, n_iteration + 1):
         stage = 0 if taken <= 2 else 1
@@ -403,8 +407,9 @@ def fit_trajectories(
         sigma = float((series.log_c - u).square().mean().sqrt())
         gap = torch.cat([one.gap for one in linear]).square().mean().sqrt()
         gain = float(step[: len(slope)] @ slope) / max(sigma, 1e-300) ** 2
-        settled = gain < 0.05 * n_par and float(gap) < 0.02 * sigma
-        if taken > 2 and settled and float(move.square().mean().sqrt()) < 0.05 * sigma:
+        is_still = float(move.square().mean().sqrt()) < 0.05 * sigma
+        is_settled = gain < 0.05 * n_par and float(gap) < 0.02 * sigma and is_still
+        if taken > 2 and is_settled:
             break
     left = series.log_c - u
     sigma = float(left.square().mean().sqrt())
@@ -414,7 +419,7 @@ def fit_trajectories(
     count = n_free + len(series.runs) * n_met
     n = left.numel()
     criterion = n * math.log(max(sigma, 1e-300) ** 2) + count * math.log(n)
-    return TrajectoryFit(law, log_k, line, u, covariance, sigma, criterion, left, taken)
+    return TrajectoryFit(law, log_k, line, u, covariance, sigma, criterion, left, taken, is_settled)
 
 
 def _stiffness(law: Law) -> Tensor:

@@ -272,6 +272,8 @@ def _solve_jointly(
         for _ in phase.epochs(1):
             solution = set_model(model, data.spec, data.train, max_types=max_types, fit_to=fit_to)
             session.store["standard_errors"] = solution.errors
+            for sentence in solution.warnings:
+                session.note(sentence)
             # as words: these are no terms of the loss
             session.log(**{name: f"{value:.6g}" for name, value in solution.said.items()})
 

@@ -73,7 +73,7 @@ def error_of(fit, p):
 def test_a_power_law_is_recognised_in_noise(name, power):
     data, time, runs, p = courses(LAWS[name], noise=0.03)
     fit = fit_concentrations(data, time, runs, None, max_types=4)
-    assert fit.is_snapped and fit.joint.law.power == power
+    assert fit.is_snapped and fit.joint.law.power == power and fit.warnings == ()
     assert float(error_of(fit, p).max()) < 0.02
     z = (fit.joint.log_k - p["log_k"]) / fit.joint.deviation
     assert 0.4 < float(z.square().mean().sqrt()) < 1.8
@@ -90,6 +90,12 @@ def test_a_law_that_is_no_power_law_is_never_snapped_in_noise(name, noise):
     learned = fit.joint.law.log_value(x, 0)
     true = LAWS[name](x.exp()).log() - LAWS[name](torch.ones(1).double()).log()
     assert float((learned - true).abs().max()) < 0.05 + 2 * noise
+
+
+def test_a_likelihood_that_was_cut_short_says_so():
+    data, time, runs, _ = courses(LAWS["mass_action"], noise=0.03)
+    fit = fit_concentrations(data, time, runs, None, max_types=4, n_iteration=1)
+    assert any("after 1 steps without settling" in sentence for sentence in fit.warnings)
 
 
 def test_two_types_and_their_lines_come_back_from_noise():

@@ -172,7 +172,7 @@ def draw_transitions(
     low, high = where.min(0) - 0.8, where.max(0) + 0.8
     spare = np.maximum(0.0, 6.5 - (high - low)) / 2  # few states are not blown up
     low, high = low - spare, high + spare
-    inches = ax.get_position().size * ax.figure.get_size_inches()  # type: ignore[union-attr]
+    inches = ax.get_position().size * ax.figure.get_size_inches()  # type: ignore[union-attr]  # drawn
     scale = 72 * float((inches / (high - low)).min())  # points for a unit of the drawing
     is_attractor = _on_cycle(successor)
     labels = as_states(np.arange(n_state), n_gene)
