@@ -1,9 +1,11 @@
 """Rows beside the classifiers of ``grn_phenotype``: a token transformer and gradient boosting.
 
-    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting] [--steps 1000]
+    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting] [--steps 5000]
 
 The same circuits as ``python -m neuralgraph.train +experiment=grn_phenotype seed=SEED`` are learnt
-from and judged by; every line of the output is one size. Seconds are CPU seconds.
+from and judged by; every line of the output is one size. Seconds are CPU seconds. With
+``--resume FILE`` the transformer is trained in pieces of ``--piece`` steps, one for each call with
+the same file; the scores come with the last piece.
 """
 
 from __future__ import annotations
@@ -54,18 +56,66 @@ class TokenTransformer(nn.Module):
 
 def tokens_of(adjacency: Tensor, generator: torch.Generator, n_name: int) -> Tensor:
     """Text of each circuit as tokens, edges in random order, genes under random names."""
-    rows = []
-    for matrix in adjacency:
-        names = torch.randperm(n_name, generator=generator) + len(WORDS) + 1
-        edges = matrix.nonzero()
-        edges = edges[torch.randperm(len(edges), generator=generator)]
-        sign = matrix[edges[:, 0], edges[:, 1]]
-        verb = torch.where(sign > 0, 1, 2)
-        row = torch.stack(
-            [names[edges[:, 0]], verb, names[edges[:, 1]], torch.full_like(verb, 3)], 1
-        )
-        rows.append(row.flatten()[:-1])
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    n_batch, n = adjacency.shape[:2]
+    names = torch.rand(n_batch, n_name, generator=generator).argsort(1)[:, :n] + len(WORDS) + 1
+    is_edge = (adjacency != 0).flatten(1)
+    order = (torch.rand(is_edge.shape, generator=generator) + ~is_edge).argsort(1)
+    order = order[:, : int(is_edge.sum(1).max())]
+    there = is_edge.gather(1, order)
+    verb = torch.where(adjacency.flatten(1).gather(1, order) > 0, 1, 2)
+    source, target = names.gather(1, order // n), names.gather(1, order % n)
+    following = torch.cat([there[:, 1:], torch.zeros_like(there[:, :1])], 1)  # a comma or the end
+    text = torch.stack([source, verb, target, 3 * following], 2) * there[..., None]
+    return text.flatten(1)[:, :-1]
+
+
+def trained(
+    adjacency: Tensor, label: Tensor, n_class: int, options: argparse.Namespace
+) -> tuple[TokenTransformer, float] | None:
+    """The transformer after all its steps and its CPU seconds; ``None`` after an earlier piece.
+
+    Four batches of 128 are drawn together and cut by length, so that little padding is read.
+    """
+    from neuralgraph.core.seeding import derived_seed, torch_generator
+
+    n_name = adjacency.shape[-1]
+    torch.manual_seed(derived_seed(options.seed, "transformer"))
+    model = TokenTransformer(n_name, n_class, n_dim=64, n_layer=3)
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, options.steps)
+    generator = torch_generator(options.seed, "transformer batches")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first, spent = 0, 0.0
+    if options.resume is not None and options.resume.is_file():
+        saved = torch.load(options.resume, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        first, spent = saved["step"], saved["seconds"]
+    last = min(options.steps, first + options.piece) if options.resume else options.steps
+    began = time.process_time()
+    for step in range(first, last, 4):
+        index = torch.randint(len(label), (4 * 128,), generator=generator)
+        index = index[(adjacency[index] != 0).sum((1, 2)).argsort()]
+        parts_by_length = index.split(128)
+        for at in torch.randperm(4, generator=generator).tolist()[: last - step]:
+            part = parts_by_length[at]
+            tokens = tokens_of(adjacency[part], generator, n_name)
+            loss = cross_entropy(model(tokens), label[part])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    spent += time.process_time() - began
+    if options.resume is not None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"generator": generator.get_state(), "step": last, "seconds": spent}
+        torch.save(state, options.resume)
+    if last < options.steps:
+        sys.stderr.write(f"{last} of {options.steps} steps, {spent:.0f} CPU s: call again\n")
+        return None
+    return model.eval(), spent
 
 
 def motif_features(adjacency: Tensor) -> np.ndarray:
@@ -114,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--row", choices=["sequence", "boosting"], action="append")
-    parser.add_argument("--steps", type=int, default=1000, help="of the transformer")
+    parser.add_argument("--steps", type=int, default=5000, help="of the transformer")
+    parser.add_argument("--resume", type=Path, help="state of the transformer, written and read")
+    parser.add_argument("--piece", type=int, default=2000, help="steps of one call with --resume")
     options = parser.parse_args()
 
     from hydra import compose, initialize_config_dir
@@ -149,6 +201,7 @@ def main() -> None:
             fitted = HistGradientBoostingClassifier(
                 max_iter=150, random_state=derived_seed(options.seed, "boosting") % 2**31
             ).fit(x, label[train].numpy())
+            seconds = time.process_time() - began
 
             def boosted(index: Tensor, model=fitted) -> Tensor:
                 x = by_size(motif_features, data.adjacency[index], data.n_gene[index])
@@ -157,20 +210,10 @@ def main() -> None:
             predict = boosted
         else:
             n_name = data.adjacency.shape[-1]
-            torch.manual_seed(derived_seed(options.seed, "transformer"))
-            model = TokenTransformer(n_name, n_class, n_dim=64, n_layer=3)
-            optimizer = torch.optim.Adam(model.parameters())
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, options.steps)
-            for _ in range(options.steps):
-                index = train[torch.randint(len(train), (128,), generator=generator)]
-                tokens = tokens_of(data.adjacency[index], generator, n_name)
-                loss = cross_entropy(model(tokens), label[index])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-            model.eval()
+            fitted_text = trained(data.adjacency[train], label[train], n_class, options)
+            if fitted_text is None:
+                continue
+            model, seconds = fitted_text
 
             def read(index: Tensor, model=model, n_name=n_name) -> Tensor:
                 with torch.no_grad():
@@ -181,7 +224,6 @@ def main() -> None:
                 return torch.cat(found)
 
             predict = read
-        seconds = time.process_time() - began
         for size in config["evaluation"]["sizes"]:
             index = data.test_index(size)
             predicted = predict(index)
