@@ -23,6 +23,7 @@ class ScreenSpec:
         state_scale: Typical size of a coordinate in the training conditions of each split.
         is_edge: ``(n_gene, n_gene)`` bool, regulator j of gene i, where given.
         has_interventions: Whether the coordinates are genes, on which interventions act.
+        n_medium: Media beside the usual one.
     """
 
     names: tuple[str, ...]
@@ -31,6 +32,7 @@ class ScreenSpec:
     state_scale: tuple[float, ...]
     is_edge: Tensor | None
     has_interventions: bool
+    n_medium: int
 
     @property
     def n_fold(self) -> int:
@@ -54,6 +56,10 @@ class ScreenBatch:
         encoded: Target in the coordinates of the field, ``(F, B, T, d)``.
         decoder: Genes from coordinates, ``(F, d, G)``, ``None`` where coordinates are genes.
         offset: Gene values at the origin of the coordinates, ``(F, G)``.
+        medium: 1 for the medium of a condition, ``(B, n_medium)``; 0 throughout for the usual one.
+        halves: Measured states of two independent halves, ``(F, B, T, 2, d)``, where there are any.
+        count: Counts of libraries, ``(B, T, n_library, G)``, where they were counted.
+        exposure: Counts per expression unit of each library, ``(B, T, n_library, 1)``.
     """
 
     start: Tensor
@@ -67,6 +73,10 @@ class ScreenBatch:
     encoded: Tensor
     decoder: Tensor | None
     offset: Tensor | None
+    medium: Tensor
+    halves: Tensor | None = None
+    count: Tensor | None = None
+    exposure: Tensor | None = None
 
     def decode(self, state: Tensor, fold: Tensor) -> Tensor:
         """Genes ``(n_model, B, T, G)`` of states ``(n_model, B, T, d)``; ``fold`` of each model."""
@@ -120,12 +130,18 @@ class ScreenData:
             target=recording.state[:, 1:],
             weight=weight.contiguous(),
             is_train=(~is_test)[None],
-            is_control=(self.knocked_out.sum(1) == 0) & (production == 1).all(1),
+            is_control=(self.knocked_out.sum(1) == 0)
+            & (production == 1).all(1)
+            & (recording.inputs["medium"][:, 0] == 0).all(1),
             production=production,
             regulation=recording.inputs["regulation"][:, 0],
             encoded=recording.state[None, :, 1:],
             decoder=None,
             offset=None,
+            medium=recording.inputs["medium"][:, 0],
+            halves=_later(recording, "halves", lead=True),
+            count=_later(recording, "count"),
+            exposure=_later(recording, "exposure"),
         )
         train = (~is_test).nonzero()[:, 0]
         if train.numel() == 0:
@@ -141,6 +157,7 @@ class ScreenData:
             state_scale=(float(recording.state[~is_test].abs().mean()),),
             is_edge=given.get("is_edge"),
             has_interventions=True,
+            n_medium=recording.inputs["medium"].shape[-1],
         )
 
     def starts(self, horizon: int) -> Tensor:
@@ -169,6 +186,10 @@ class ScreenData:
             production=everything.production[index],
             regulation=everything.regulation[index],
             encoded=everything.encoded[:, index],
+            medium=everything.medium[index],
+            halves=None if everything.halves is None else everything.halves[:, index],
+            count=None if everything.count is None else everything.count[index],
+            exposure=None if everything.exposure is None else everything.exposure[index],
         )
 
     def validation(self) -> None:
@@ -199,3 +220,11 @@ class ScreenData:
         if self.spec.is_edge is not None:
             copy.spec = replace(self.spec, is_edge=moved(self.spec.is_edge))
         return copy
+
+
+def _later(recording: Recording, name: str, *, lead: bool = False) -> Tensor | None:
+    """An input on the days after the first; ``lead`` adds the axis of folds."""
+    values = recording.inputs.get(name)
+    if values is None:
+        return None
+    return values[None, :, 1:] if lead else values[:, 1:]

@@ -14,7 +14,7 @@ from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
 
-KINDS = ("single", "double")
+KINDS = ("single", "double", "medium")
 
 
 class ScreenEvaluator:
@@ -26,8 +26,9 @@ class ScreenEvaluator:
     true attractors of the held-out conditions), ``attractor_ratio_<arm>`` (doubles, over the arm
     ``standard``), and the baselines ``…_no_change`` (cells stay as they were on day 0),
     ``…_additive`` (control plus the sum of the training effects of the targets; for a single
-    knock-out that was never seen, the mean effect of the training knock-outs). An arm whose
-    prediction overflows has no value.
+    knock-out that was never seen, the mean effect of the training knock-outs; plus the effect of
+    the medium on unperturbed cells). ``…_medium_…`` are knock-outs in a medium in which they were
+    not seen. An arm whose prediction overflows has no value.
 
     Args:
         every: Epochs between two looks at the truth while training, 0 for none.
@@ -71,11 +72,15 @@ class ScreenEvaluator:
         measured = (data.knocked_out == 0).double()
         start = batch.start[0].double().cpu()
         effects = training_effects(data)
+        in_medium = batch.medium.cpu().any(1)
         for number, kind in enumerate(KINDS, start=1):
-            held = data.is_test & (n_knocked == number)
+            held = data.is_test & (
+                in_medium if kind == "medium" else (n_knocked == number) & ~in_medium
+            )
             if not bool(held.any()):
+                where = "knock-out in another medium" if kind == "medium" else f"{kind} knock-out"
                 for what in ("test_mse", "attractor_mse"):
-                    card.skip(f"{what}_{kind}", f"no {kind} knock-out is held out")
+                    card.skip(f"{what}_{kind}", f"no {where} is held out")
                 continue
             weight = measured[held]
             for what, estimate, true in (
@@ -117,9 +122,7 @@ class ScreenEvaluator:
         batch = data.conditions_batch(data.test_index)
         rest = truth.parameters["attractor"][data.is_test].to(batch.target)
         with torch.no_grad():
-            rate = model(
-                rest.expand(model.n_model, -1, -1), batch.production, batch.regulation
-            ).double()
+            rate = model.rate(rest.expand(model.n_model, -1, -1), batch).double()
         speed = rate.square().mean((-1, -2))
         for arm in model.arms:
             card.add(f"speed_at_rest_{arm}", float(speed[model.of(arm)].mean()))
@@ -130,7 +133,8 @@ class ScreenEvaluator:
         """Error on the held-out doubles by arm, for ``evaluation.jsonl``."""
         if truth is None:
             return {}
-        held = data.is_test & (data.knocked_out.sum(1) == 2)
+        usual = ~data.everything().medium.cpu().any(1)
+        held = data.is_test & (data.knocked_out.sum(1) == 2) & usual
         if not bool(held.any()):
             return {}
         with torch.no_grad():
@@ -161,14 +165,28 @@ def training_effects(data: ScreenData) -> dict[int, Tensor]:
     found = {}
     for run in data.train_index.tolist():
         genes = data.knocked_out[run].nonzero()[:, 0].tolist()
-        if len(genes) == 1:
+        if len(genes) == 1 and not bool(batch.medium[run].any()):
             start = batch.start[0, run].double().cpu()
             found[genes[0]] = batch.target[run].double().cpu() - start
     return found
 
 
+def medium_effects(data: ScreenData) -> Tensor:
+    """Measured difference to the start of unperturbed cells in each medium, 0 where unseen.
+
+    Shape ``(n_medium, n_day, n_gene)``.
+    """
+    batch = data.everything()
+    found = torch.zeros(batch.medium.shape[1], *batch.target.shape[1:], dtype=torch.float64)
+    for run in data.train_index.tolist():
+        if not bool(data.knocked_out[run].any()) and bool(batch.medium[run].any()):
+            change = batch.target[run].double().cpu() - batch.start[0, run].double().cpu()
+            found[int(batch.medium[run].argmax())] = change
+    return found
+
+
 def additive(data: ScreenData, effects: Mapping[int, Tensor]) -> Tensor:
-    """Start plus the effects of the targets, the mean effect for a target never seen."""
+    """Start plus the effects of the targets and the medium, the mean effect for a new target."""
     batch = data.everything()
     if not effects:
         return batch.start[0, :, None].double().cpu().expand(*batch.target.shape)
@@ -177,9 +195,11 @@ def additive(data: ScreenData, effects: Mapping[int, Tensor]) -> Tensor:
     for i, gene in enumerate(effects):
         seen[i, :, gene] = 0
     mean = (torch.stack(list(effects.values())) * seen).sum(0) / seen.sum(0).clamp_min(1)
+    by_medium = medium_effects(data)
     rows = []
     for run in range(batch.target.shape[0]):
         genes = data.knocked_out[run].nonzero()[:, 0].tolist()
         change = sum((effects.get(gene, mean) for gene in genes), torch.zeros_like(mean))
+        change = change + torch.tensordot(batch.medium[run].double().cpu(), by_medium, 1)
         rows.append(batch.start[0, run].double().cpu() + change)
     return torch.stack(rows)

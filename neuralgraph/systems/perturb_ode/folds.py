@@ -41,10 +41,10 @@ class FoldedSeries:
         has_inner: bool,
     ) -> None:
         n_run, n_time, n_gene = recording.state.shape
-        self.has_control = bool(recording.provenance["has_control"])
         self.conditions: list[str] = list(recording.provenance["conditions"])
         self.knocked_out = recording.graph["target"]
-        first = 1 if self.has_control else 0
+        first = int(recording.provenance["n_control"])
+        self.has_control = first > 0
         self.held = list(range(first, n_run))
         if len(self.held) < 3:
             raise DataError(
@@ -94,6 +94,12 @@ class FoldedSeries:
             encoded=encoded[:, :, 1:],
             decoder=basis,
             offset=origin,
+            medium=recording.inputs["medium"][:, 0],
+            halves=torch.einsum(
+                "fbtkg,fdg->fbtkd",
+                recording.inputs["halves"][:, 1:] - origin[:, None, None, None],
+                basis,
+            ),
         )
         size = encoded.square().mean((-1, -2))
         self.held_rows = torch.tensor([(rows[0], rows[-1]) for rows in left_out])
@@ -105,6 +111,7 @@ class FoldedSeries:
             state_scale=tuple(((size * is_train).sum(1) / is_train.sum(1)).sqrt().tolist()),
             is_edge=None,
             has_interventions=False,
+            n_medium=recording.inputs["medium"].shape[-1],
         )
 
     def starts(self, horizon: int) -> Tensor:

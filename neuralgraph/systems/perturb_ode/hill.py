@@ -66,19 +66,41 @@ class HillNetwork:
         free = torch.where(is_repressor, 1 - hill, torch.ones_like(hill)).prod(-1)
         return self.alpha * (self.beta + (1 - self.beta) * active * free)
 
-    def rate(self, state: Tensor, production: Tensor, regulation: Tensor) -> Tensor:
-        """dx/dt of ``(*n, n_gene)`` under interventions u and w of the same shape."""
-        return production * self.production(regulation * state) - self.gamma * state
+    def rate(
+        self, state: Tensor, production: Tensor, regulation: Tensor, added: Tensor | float = 0.0
+    ) -> Tensor:
+        """dx/dt of ``(*n, n_gene)`` under interventions u and w of the same shape.
 
-    def flow(self, start: Tensor, time: Tensor, production: Tensor, regulation: Tensor) -> Tensor:
+        A medium adds constant production ``added`` (expression units / day), which a knock-out
+        stops too.
+        """
+        made = self.production(regulation * state) + added
+        return production * made - self.gamma * state
+
+    def flow(
+        self,
+        start: Tensor,
+        time: Tensor,
+        production: Tensor,
+        regulation: Tensor,
+        added: Tensor | float = 0.0,
+    ) -> Tensor:
         """States at ``time`` (n_time,) from ``start`` (n, n_gene): ``(n, n_time, n_gene)``.
 
         Runge–Kutta of order 4, 40 steps from one time to the next: relative error below 1e-7 for
         days apart at decays near 1 / day.
         """
-        return rollout(lambda _, x: self.rate(x, production, regulation), start, time, n_substep=40)
+        return rollout(
+            lambda _, x: self.rate(x, production, regulation, added), start, time, n_substep=40
+        )
 
-    def attractor(self, start: Tensor, production: Tensor, regulation: Tensor) -> Tensor:
+    def attractor(
+        self,
+        start: Tensor,
+        production: Tensor,
+        regulation: Tensor,
+        added: Tensor | float = 0.0,
+    ) -> Tensor:
         """Where the flow from ``start`` (n, n_gene) settles.
 
         Runge–Kutta steps have the fixed points of the flow, so the result is exact at rest.
@@ -90,9 +112,12 @@ class HillNetwork:
         for _ in range(20):
             time = torch.tensor([0.0, 50.0], dtype=state.dtype)
             state = rollout(
-                lambda _, x: self.rate(x, production, regulation), state, time, n_substep=200
+                lambda _, x: self.rate(x, production, regulation, added),
+                state,
+                time,
+                n_substep=200,
             )[:, -1]
-            if float(self.rate(state, production, regulation).abs().max()) < STEADY:
+            if float(self.rate(state, production, regulation, added).abs().max()) < STEADY:
                 return state
         raise SolverError("the network has not settled after 1,000 days")
 

@@ -79,9 +79,7 @@ class ScreenObjective:
         """Mean squared field at measured states of the wanted conditions, ``(n_model,)``."""
         fold = model.get_buffer("fold")
         seen = batch.encoded[:, :, days].unbind(2)
-        total = torch.stack(
-            [model(x[fold], batch.production, batch.regulation).square().mean(-1) for x in seen]
-        )
+        total = torch.stack([model.rate(x[fold], batch).square().mean(-1) for x in seen])
         return _mean(total.mean(0), wanted[fold])
 
 

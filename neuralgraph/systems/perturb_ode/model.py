@@ -15,6 +15,7 @@ from neuralgraph.core.errors import ConfigError, nearest
 from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
 
 FIELDS = ("free", "production_decay", "hill")
+MEDIA = ("additive", "film")
 TERMS = ("steady_control", "steady_perturbed", "kinetic", "steady_first_day", "weight_l2")
 """What an arm may add to the data loss (see :class:`.loss.ScreenObjective`)."""
 
@@ -38,6 +39,9 @@ class FieldEnsemble(nn.Module):
     - ``hill``: $u \odot a \odot \sigma(W \log(\hat x + \epsilon) + b) - \gamma \odot x$, one
       weight for each regulator and gene, masked to ``is_edge`` where the graph is given.
 
+    A medium adds constant production to each gene, ``additive``, or multiplies the production,
+    ``film``, one number for each medium and gene.
+
     Args:
         spec: Sizes, scale and the graph where it is given.
         field: One of the fields above.
@@ -48,6 +52,7 @@ class FieldEnsemble(nn.Module):
         n_hidden: Units of each hidden layer of N.
         n_layer: Hidden layers of N.
         max_step: Longest Runge–Kutta step, days.
+        medium: How media act, ``additive`` or ``film``.
         generator: Source of the starts.
 
     Source:
@@ -66,11 +71,14 @@ class FieldEnsemble(nn.Module):
         n_hidden: Count,
         n_layer: Count,
         max_step: Positive,
+        medium: str,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         if field not in FIELDS:
             raise ConfigError(f"unknown field '{field}': {nearest(field, FIELDS)}")
+        if medium not in MEDIA:
+            raise ConfigError(f"unknown effect of media '{medium}': {nearest(medium, MEDIA)}")
         if field != "free" and not spec.has_interventions:
             raise ConfigError(
                 f"the field '{field}' needs genes as coordinates, these data are projected on "
@@ -120,6 +128,9 @@ class FieldEnsemble(nn.Module):
             pairs = list(itertools.pairwise(sizes))
             self.weights = nn.ParameterList([start(i, o, fan_in=i) for i, o in pairs])
             self.biases = nn.ParameterList([start(o, fan_in=i) for i, o in pairs])
+        self.medium = medium
+        if spec.n_medium:
+            self.of_medium = nn.Parameter(torch.zeros(self.n_model, spec.n_medium, d))
         if spec.has_interventions:
             self.log_gamma = nn.Parameter(torch.full((self.n_model, d), math.log(0.7)))
 
@@ -137,13 +148,24 @@ class FieldEnsemble(nn.Module):
         wanted = self.get_buffer("arm") == list(self.arms).index(arm)
         return (wanted & (self.get_buffer("fold") == fold)).nonzero()[:, 0]
 
-    def forward(self, state: Tensor, production: Tensor, regulation: Tensor) -> Tensor:
+    def rate(self, state: Tensor, batch: ScreenBatch) -> Tensor:
+        """dx/dt of states under the interventions and media of a batch."""
+        return self(state, batch.production, batch.regulation, batch.medium)
+
+    def forward(
+        self,
+        state: Tensor,
+        production: Tensor,
+        regulation: Tensor,
+        medium: Tensor | None = None,
+    ) -> Tensor:
         """dx/dt, units of the state / day.
 
         Args:
             state: ``(n_model, n_condition, n_state)``.
             production: u, ``(n_condition, n_state)``.
             regulation: w, ``(n_condition, n_state)``.
+            medium: ``(n_condition, n_medium)``, ``None`` for the usual one.
         """
         scale = self.get_buffer("scale")
         seen = regulation * state / scale
@@ -153,19 +175,27 @@ class FieldEnsemble(nn.Module):
                 self.biases[0][:, None], (seen.clamp_min(0) + FLOOR).log(), weight
             )
             made = self.log_top.exp()[:, None] * torch.sigmoid(drive)
-            return production * made - self.log_gamma.exp()[:, None] * state
+        else:
+            made = self.network(seen)
+            made = scale * (functional.softplus(made) if self.field != "free" else made)
+        if medium is not None and hasattr(self, "of_medium"):
+            effect = medium @ self.of_medium
+            made = made + scale * effect if self.medium == "additive" else made * (1 + effect)
+        if not hasattr(self, "log_gamma"):
+            return made
+        decay = self.log_gamma.exp()[:, None] * state
+        stopped = (1 - production) * decay if self.field == "free" else decay
+        return production * made - stopped
+
+    def network(self, seen: Tensor) -> Tensor:
+        """N of scaled states, same shape."""
         hidden = seen
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.baddbmm(bias[:, None], hidden, weight)
             if layer < last:
                 hidden = torch.tanh(hidden)
-        if not hasattr(self, "log_gamma"):
-            return scale * hidden
-        decay = self.log_gamma.exp()[:, None] * state
-        if self.field == "production_decay":
-            return production * scale * functional.softplus(hidden) - decay
-        return production * scale * hidden - (1 - production) * decay
+        return hidden
 
     def flow(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
         """States on the days after the first, ``(n_model, n_condition, n_day, n_state)``.
@@ -174,16 +204,15 @@ class FieldEnsemble(nn.Module):
         """
         grid = (batch.time if time is None else time).tolist()
         state = batch.start[self.get_buffer("fold")]
-        u, w = batch.production, batch.regulation
         frames = []
         for begin, end in itertools.pairwise(grid):
             n_step = max(1, math.ceil((end - begin) / self.max_step - 1e-9))
             h = (end - begin) / n_step
             for _ in range(n_step):
-                k1 = self(state, u, w)
-                k2 = self(state + 0.5 * h * k1, u, w)
-                k3 = self(state + 0.5 * h * k2, u, w)
-                k4 = self(state + h * k3, u, w)
+                k1 = self.rate(state, batch)
+                k2 = self.rate(state + 0.5 * h * k1, batch)
+                k3 = self.rate(state + 0.5 * h * k2, batch)
+                k4 = self.rate(state + h * k3, batch)
                 state = state + (h / 6) * (k1 + 2 * (k2 + k3) + k4)
             frames.append(state)
         return torch.stack(frames, dim=2)

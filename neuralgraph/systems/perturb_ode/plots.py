@@ -51,7 +51,9 @@ class ScreenReporter:
                 ("attractor_mse", "Unseen knock-outs at rest"),
             ):
                 kinds = [
-                    k for k in ("double", "single") if f"{what}_{k}_standard" in scorecard.metrics
+                    k
+                    for k in ("double", "single", "medium")
+                    if f"{what}_{k}_standard" in scorecard.metrics
                 ]
                 if not kinds:
                     continue
@@ -60,7 +62,7 @@ class ScreenReporter:
                 )
                 for ax, kind in zip(axes[0], kinds, strict=True):
                     self._dots(ax, model, scorecard, f"{what}_{kind}")
-                    ax.set_title(f"{kind} knock-outs")
+                    ax.set_title("in another medium" if kind == "medium" else f"{kind} knock-outs")
                 yield style.save(
                     figure, out / f"{what}.png", title,
                     "Mean squared error of each arm against the clean truth (mean over its starts; "

@@ -26,6 +26,8 @@ SCREEN = {
     "noise": 0.1,
     "n_replicate": 2,
     "has_control": True,
+    "n_medium": 0,
+    "measurement": None,
 }
 ARMS = {"standard": {}, "ssP": {"steady_perturbed": 1.0}, "both": {"steady_control": 0.5}}
 
@@ -41,7 +43,7 @@ def data(screen):
 
 
 def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
-    knobs = {"n_hidden": 8, "n_layer": 1, "max_step": 0.5, **changed}
+    knobs = {"n_hidden": 8, "n_layer": 1, "max_step": 0.5, "medium": "additive", **changed}
     return FieldEnsemble(
         data.spec,
         field=field,

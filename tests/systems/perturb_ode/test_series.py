@@ -27,6 +27,11 @@ READ = {
     "gene_column": None,
     "min_cells": 5,
     "max_genes": None,
+    "medium_column": None,
+    "medium_label": None,
+    "batch_column": None,
+    "edges_path": "trrust/trrust_human.tsv",
+    "keep_cells": False,
 }
 
 
