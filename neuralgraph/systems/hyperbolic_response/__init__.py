@@ -1,0 +1,1 @@
+"""Response of expression to genetic perturbations, embedded in spaces of constant curvature."""

@@ -1,0 +1,677 @@
+"""A screen cut into folds: what perturbations do to mean expression, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.bounds import Count, Natural, Part, Positive
+from neuralgraph.core.data_home import find_data
+from neuralgraph.core.errors import ConfigError, DataError, nearest
+from neuralgraph.core.recording import Recording
+from neuralgraph.systems.hyperbolic_response.gene_graph import (
+    GeneGraph,
+    GraphSource,
+    correlation_graph,
+    given_graph,
+    identity_graph,
+    read_string,
+    read_trrust,
+)
+from neuralgraph.systems.hyperbolic_response.prepare import (
+    log_normalise,
+    variable_genes,
+)
+from neuralgraph.systems.hyperbolic_response.splits import Rule, Split, halves, make_splits
+
+Reference: TypeAlias = Literal["cell_type", "batch", "global"]
+"""Which controls a cell is compared with: of its cell type, of its type and batch, or all."""
+
+Half: TypeAlias = Literal["prediction", "truth", "all"]
+"""Which controls: those predictions may use, those only the truth is measured with, or both."""
+
+
+class CellMatrix:
+    """Log-normalised expression of single cells; float32, shared by all folds, never copied."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+
+@dataclass(frozen=True)
+class ConditionSet:
+    """Conditions (a perturbation in a cell type), their mean expression and matched controls.
+
+    Everything is log-normalised expression at the genes of the fold; R repeats of the cut of the
+    controls, C conditions, P perturbable genes, G genes.
+
+    Args:
+        names: Perturbation of each condition, such as ``KLF1+MAP2K6``.
+        multi_hot: Perturbed genes, ``(C, P)``; 0 elsewhere.
+        context: Cell type, ``(C,)`` long.
+        n_cell: ``(C,)``.
+        mean: Mean over the cells, ``(C, G)``.
+        variance: Sampling variance of that mean, ``(C, G)``.
+        control: Mean of the matched controls of the prediction half, ``(R, C, G)``.
+        control_shared: Mean of all matched controls, ``(C, G)``.
+        rows: Rows of the recording of each condition's cells.
+        genes: Genes of the fold, ``(G,)`` long, columns of the recording.
+        matrix: Where :meth:`cells` looks.
+    """
+
+    names: tuple[str, ...]
+    multi_hot: Tensor
+    context: Tensor
+    n_cell: Tensor
+    mean: Tensor
+    variance: Tensor
+    control: Tensor
+    control_shared: Tensor
+    rows: tuple[Tensor, ...]
+    genes: Tensor
+    matrix: CellMatrix
+
+    @property
+    def n_condition(self) -> int:
+        """Number of conditions."""
+        return len(self.names)
+
+    @property
+    def delta(self) -> Tensor:
+        """Effect against the prediction half of the controls (first cut), ``(C, G)``."""
+        return self.mean - self.control[0]
+
+    @property
+    def delta_shared(self) -> Tensor:
+        """Effect against all controls, ``(C, G)``: prediction and truth share their noise."""
+        return self.mean - self.control_shared
+
+    def deltas(self) -> Tensor:
+        """Effect against the prediction half, for each cut of the controls, ``(R, C, G)``."""
+        return self.mean - self.control
+
+    def index(self, name: str) -> int:
+        """Row of a condition by its perturbation."""
+        if name not in self.names:
+            raise DataError(f"no condition is called '{name}': {nearest(name, self.names)}")
+        return self.names.index(name)
+
+    def cells(self, condition: int | str) -> Tensor:
+        """Log-normalised expression of the cells of a condition, ``(n, G)`` float32."""
+        row = self.index(condition) if isinstance(condition, str) else condition
+        return self.matrix.values[self.rows[row].cpu()][:, self.genes.cpu()]
+
+
+@dataclass(frozen=True)
+class HeldOutSet(ConditionSet):
+    """Conditions for the judge: the truth, measured with controls that no prediction uses.
+
+    Args:
+        control_truth: Mean of the matched controls of the truth half, ``(R, C, G)``.
+        half_a: Effect in half of the cells against the prediction half, ``(R, C, G)``.
+        half_b: Effect in the other half against the truth half: with ``half_a`` the ceiling.
+        half_a_shared: As ``half_a``, both halves against all controls.
+        half_b_shared: The other half.
+        subgroup: What of each condition was seen in training.
+    """
+
+    control_truth: Tensor
+    half_a: Tensor
+    half_b: Tensor
+    half_a_shared: Tensor
+    half_b_shared: Tensor
+    subgroup: tuple[str, ...]
+
+    @property
+    def delta_disjoint(self) -> Tensor:
+        """Effect against the truth half of the controls (first cut), ``(C, G)``."""
+        return self.mean - self.control_truth[0]
+
+    def deltas_disjoint(self) -> Tensor:
+        """Effect against the truth half, for each cut of the controls, ``(R, C, G)``."""
+        return self.mean - self.control_truth
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One way to hold out; everything fitted (genes, controls) is fitted on its training cells.
+
+    Args:
+        genes: Response genes, ``(G,)`` long, columns of the recording.
+        gene_names: Their names.
+        gene_node: Their nodes in the gene graph, ``(G,)`` long.
+        train: Conditions to learn from.
+        validation: Conditions to choose by, or ``None``.
+        test: Conditions to be judged on.
+        control_mean: Mean of the controls of the prediction half by cell type, ``(K, G)``.
+        control_mean_shared: Of all controls, ``(K, G)``.
+        gene_std: Standard deviation over the training cells and controls, ``(G,)``.
+        left_out: Names of conditions that serve nothing in this fold.
+        control_rows: Rows of the recording of the controls by half: ``prediction``, ``truth``.
+        control_context: Cell type of the control cells, by half.
+        matrix: Where :meth:`control_cells` looks.
+    """
+
+    genes: Tensor
+    gene_names: tuple[str, ...]
+    gene_node: Tensor
+    train: ConditionSet
+    validation: ConditionSet | None
+    test: HeldOutSet
+    control_mean: Tensor
+    control_mean_shared: Tensor
+    gene_std: Tensor
+    left_out: tuple[str, ...]
+    control_rows: Mapping[str, Tensor]
+    control_context: Mapping[str, Tensor]
+    matrix: CellMatrix
+
+    def control_cells(self, half: Half, context: int | None = None) -> Tensor:
+        """Log-normalised expression of control cells (first cut), ``(n, G)`` float32."""
+        parts = ("prediction", "truth") if half == "all" else (half,)
+        rows = torch.cat([self.control_rows[part] for part in parts]).cpu()
+        if context is not None:
+            of = torch.cat([self.control_context[part] for part in parts]).cpu()
+            rows = rows[of == context]
+        return self.matrix.values[rows][:, self.genes.cpu()]
+
+
+@dataclass(frozen=True)
+class ResponseSpec:
+    """Sizes and given facts a model is built from.
+
+    Args:
+        gene_names: Measured genes, columns of the recording.
+        perturbations: Genes that are perturbed in the screen: a vocabulary of its own.
+        contexts: Cell types.
+        graph: Gene graph over measured and perturbed genes.
+        perturbation_node: Node of each perturbation, ``(P,)`` long.
+        fold_genes: Response genes of each fold, ``(n_fold, G)`` long, columns of the recording.
+        fold_gene_node: Their nodes, ``(n_fold, G)`` long.
+        control_mean: Controls of the prediction half by fold and cell type, ``(n_fold, K, G)``.
+        node_mean: Mean of the prediction half of the controls at each node, all cell types, 0 for
+            nodes that are not measured, ``(n_node,)``.
+        is_measured: Whether a node is measured, ``(n_node,)`` bool.
+    """
+
+    gene_names: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    contexts: tuple[str, ...]
+    graph: GeneGraph
+    perturbation_node: Tensor
+    fold_genes: Tensor
+    fold_gene_node: Tensor
+    control_mean: Tensor
+    node_mean: Tensor
+    is_measured: Tensor
+
+    @property
+    def n_fold(self) -> int:
+        """Folds that are trained."""
+        return self.fold_genes.shape[0]
+
+    @property
+    def n_gene(self) -> int:
+        """Response genes of a fold."""
+        return self.fold_genes.shape[1]
+
+    @property
+    def n_perturbation(self) -> int:
+        """Genes that can be perturbed."""
+        return len(self.perturbations)
+
+    @property
+    def n_context(self) -> int:
+        """Cell types."""
+        return len(self.contexts)
+
+    @property
+    def n_node(self) -> int:
+        """Nodes of the gene graph."""
+        return self.graph.n_node
+
+    def multi_hot(self, perturbation: str) -> Tensor:
+        """``(1, P)`` of a perturbation named by the user, such as ``KLF1+MAP2K6``.
+
+        Raises:
+            DataError: a gene that is not in the vocabulary; says which are near, and whether the
+                gene graph knows it.
+        """
+        row = torch.zeros(1, self.n_perturbation, dtype=self.control_mean.dtype)
+        for gene in perturbation.split("+"):
+            name = gene.strip()
+            if name not in self.perturbations:
+                raise DataError(
+                    f"'{name}' is not perturbed in this screen: {nearest(name, self.perturbations)}"
+                )
+            row[0, self.perturbations.index(name)] = 1.0
+        return row
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Training conditions of a batch, of any folds; B items.
+
+    Args:
+        fold: Fold of each item, ``(B,)`` long.
+        multi_hot: Perturbed genes, ``(B, P)``.
+        context: Cell type, ``(B,)`` long.
+        delta: Effect against the prediction half of the controls, ``(B, G)``.
+        delta_shared: Effect against all controls, ``(B, G)``.
+        variance: Sampling variance of the mean, ``(B, G)``.
+        n_cell: ``(B,)``.
+    """
+
+    fold: Tensor
+    multi_hot: Tensor
+    context: Tensor
+    delta: Tensor
+    delta_shared: Tensor
+    variance: Tensor
+    n_cell: Tensor
+
+
+class ResponseData:
+    """Folds of a screen; one item to learn from is one training condition of one fold.
+
+    Cells are log-normalised one by one; conditions are split; only then is anything fitted. The
+    controls of each stratum (cell type and batch) are cut in two halves: predictions are made with
+    the first, and the truth is measured with the second, so that noise of the controls is not
+    mistaken for skill.
+
+    Args:
+        recording: Cells with their labels.
+        given: What the learner is told (the simulator's graph, or nothing).
+        split: What is held out, see :func:`~.splits.make_splits`.
+        fold: Number of one fold, or ``all``.
+        n_fold: Number of folds where the split has a choice, else ``null``.
+        seed_of_split: Of folds, halves and validation.
+        n_control_split: Repeats of the cut of the controls; the first one is learned from.
+        n_top_genes: Most variable genes in the training cells of a fold, ``null`` for all.
+        min_cells_per_gene: Training cells that must express a gene for it to be kept.
+        target_sum: Counts a cell is normalised to.
+        reference: Controls a cell is compared with.
+        validation_fraction: Share of the training perturbations kept for validation.
+        max_order: Largest number of genes perturbed at once, ``null`` for any.
+        graph: Source of the gene graph.
+        graph_path: Its file (``string``, ``trrust``), a path or a name in the data folders.
+        graph_names_path: Table from STRING identifiers to symbols (``string``).
+        graph_threshold: Least combined score of an edge, exclusive (``string``: 700), or least
+            absolute correlation (``correlation``).
+        allow_isolated: Whether perturbed genes without an edge are accepted.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        given: Mapping[str, Tensor],
+        *,
+        split: Rule,
+        fold: Natural | Literal["all"],
+        n_fold: Count | None,
+        seed_of_split: int,
+        n_control_split: Count,
+        n_top_genes: Count | None,
+        min_cells_per_gene: Natural,
+        target_sum: Positive,
+        reference: Reference,
+        validation_fraction: Part,
+        max_order: Count | None,
+        graph: GraphSource,
+        graph_path: str | None,
+        graph_names_path: str | None,
+        graph_threshold: Positive | None,
+        allow_isolated: bool,
+    ) -> None:
+        facts = recording.provenance
+        conditions: list[str] = list(facts["conditions"])
+        targets: list[tuple[str, ...]] = [tuple(t) for t in facts["targets"]]
+        weights = facts.get("target_weights") or [[1.0] * len(t) for t in targets]
+        self.control_label = conditions[0]
+        self.conditions = conditions
+        self.contexts: tuple[str, ...] = tuple(facts["cell_types"])
+        self.perturbations = tuple(sorted({gene for genes in targets for gene in genes}))
+        self.gene_names = recording.names
+        self.reference: Reference = reference
+        self.n_control_split = n_control_split
+        self.seed_of_split = seed_of_split
+        self.source = str(facts.get("source", "simulated"))
+        label, cell_type = recording.graph["condition"], recording.graph["cell_type"]
+        batch = recording.graph["batch"]
+        values = recording.state[:, 0]
+        if facts["expression"] == "counts":
+            values = log_normalise(values, target_sum)
+        self.matrix = CellMatrix(values.float())
+
+        # conditions: a perturbation in a cell type
+        order = torch.tensor([len(genes) for genes in targets])[label]
+        is_used = (label > 0) & (order <= (max_order or int(order.max())))
+        n_type = len(self.contexts)
+        key = label * n_type + cell_type
+        keys = key[is_used].unique()
+        self._label_of = torch.div(keys, n_type, rounding_mode="floor")
+        self._context_of = keys % n_type
+        self._rows = [(is_used & (key == k)).nonzero()[:, 0] for k in keys]
+        self._targets = [targets[i] for i in self._label_of]
+        if len(set(self._targets)) < 2:
+            raise DataError(
+                f"{self.source} holds {len(set(self._targets))} perturbation(s) beside the "
+                "controls, at least 2 are needed to learn from one and be judged on another"
+            )
+        multi_hot = torch.zeros(len(keys), len(self.perturbations), dtype=torch.float64)
+        place = {name: i for i, name in enumerate(self.perturbations)}
+        for row, i in enumerate(self._label_of.tolist()):
+            for gene, weight in zip(targets[i], weights[i], strict=True):
+                multi_hot[row, place[gene]] = weight
+        self._multi_hot = multi_hot
+
+        # controls: strata they are matched in, and their halves
+        n_batch = len(facts["batches"])
+        self._cell_type, self._fine = cell_type, cell_type * n_batch + batch
+        self._stratum = {
+            "cell_type": cell_type,
+            "batch": self._fine,
+            "global": torch.zeros_like(cell_type),
+        }[reference]
+        self._control_rows = (label == 0).nonzero()[:, 0]
+        self._check_controls(facts, is_used)
+        self._is_prediction = torch.stack(
+            [
+                halves(
+                    self._fine[self._control_rows],
+                    seed=seed_of_split,
+                    name=f"halves of the controls {repeat}",
+                )
+                for repeat in range(n_control_split)
+            ]
+        )
+
+        splits = make_splits(
+            split,
+            self._targets,
+            self._context_of.tolist(),
+            n_fold=n_fold,
+            validation_fraction=validation_fraction,
+            seed=seed_of_split,
+        )
+        if fold != "all":
+            if not 0 <= fold < len(splits):
+                raise ConfigError(
+                    f"dataset.fold must be between 0 and {len(splits) - 1}, or all, got {fold}"
+                )
+            splits = [splits[fold]]
+        prediction = self._control_rows[self._is_prediction[0]]
+        self.graph = self._make_graph(
+            graph, graph_path, graph_names_path, graph_threshold, given, prediction
+        )
+        alone = self.graph.isolated(self.perturbations)
+        if alone and not allow_isolated and graph != "identity":
+            known = [n for n in self.graph.names if n not in set(alone)]
+            raise DataError(
+                f"{len(alone)} of {len(self.perturbations)} perturbed genes have no edge in the "
+                f"gene graph ({self.graph.source}): "
+                + "; ".join(f"'{name}', {nearest(name, known, n=2)}" for name in alone[:3])
+                + (" …" if len(alone) > 3 else "")
+                + " Correct the names, take another graph, or set dataset.allow_isolated=true"
+            )
+        self.isolated = tuple(alone)
+        node = {name: i for i, name in enumerate(self.graph.names)}
+        self._gene_node = torch.tensor([node[name] for name in self.gene_names])
+        self.folds: list[Fold] = [
+            self._make_fold(cut, n_top_genes, min_cells_per_gene) for cut in splits
+        ]
+        node_mean = torch.zeros(self.graph.n_node, dtype=torch.float64)
+        node_mean[self._gene_node] = self.matrix.values[prediction].double().mean(0)
+        is_measured = torch.zeros(self.graph.n_node, dtype=torch.bool)
+        is_measured[self._gene_node] = True
+        self.spec = ResponseSpec(
+            gene_names=self.gene_names,
+            perturbations=self.perturbations,
+            contexts=self.contexts,
+            graph=self.graph,
+            perturbation_node=torch.tensor([node[name] for name in self.perturbations]),
+            fold_genes=torch.stack([fold.genes for fold in self.folds]),
+            fold_gene_node=torch.stack([fold.gene_node for fold in self.folds]),
+            control_mean=torch.stack([fold.control_mean for fold in self.folds]),
+            node_mean=node_mean,
+            is_measured=is_measured,
+        )
+        self._items = _items(self.folds)
+
+    # --- what a loop may ask for ---------------------------------------------------------------
+
+    def starts(self, horizon: int) -> Tensor:
+        """One index for each training condition of each fold."""
+        return torch.arange(self._items.fold.numel())
+
+    def batch(self, index: Tensor, horizon: int = 1) -> ResponseBatch:
+        """Training conditions by index."""
+        index = index.to(self._items.fold.device)
+        return ResponseBatch(
+            **{f.name: getattr(self._items, f.name)[index] for f in fields(ResponseBatch)}
+        )
+
+    def validation(self) -> ResponseBatch | None:
+        """The validation conditions of every fold as one batch, or ``None``."""
+        if any(fold.validation is None for fold in self.folds):
+            return None
+        return _items(self.folds, validation=True)
+
+    def to(self, device: torch.device | str) -> ResponseData:
+        """A copy on a device; single cells stay where they are."""
+        return self._converted(device=device)
+
+    def astype(self, dtype: torch.dtype) -> ResponseData:
+        """A copy in another float type; single cells stay float32."""
+        return self._converted(dtype=dtype)
+
+    def _converted(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ResponseData:
+        copy = object.__new__(ResponseData)
+        copy.__dict__.update(self.__dict__)
+        for name in ("folds", "spec", "_items", "graph"):
+            setattr(copy, name, _moved(getattr(self, name), device, dtype))
+        return copy
+
+    # --- how it is made ------------------------------------------------------------------------
+
+    def _check_controls(self, facts: Mapping[str, Any], is_used: Tensor) -> None:
+        if self._control_rows.numel() < 2:
+            raise DataError(
+                f"{self.source}: {self._control_rows.numel()} control cell(s) "
+                f"('{self.control_label}'), at least 2 are needed for two halves"
+            )
+        of_control = self._stratum[self._control_rows]
+        for value in self._stratum[is_used].unique().tolist():
+            n = int((of_control == value).sum())
+            if n < 2:
+                n_batch = len(facts["batches"])
+                where = {
+                    "cell_type": f"cell type '{self.contexts[min(value, len(self.contexts) - 1)]}'",
+                    "batch": f"batch '{facts['batches'][value % n_batch]}' of cell type "
+                    f"'{self.contexts[value // n_batch]}'",
+                    "global": "the screen",
+                }[self.reference]
+                raise DataError(
+                    f"{where} has {n} control cell(s), at least 2 are needed for two halves: "
+                    "compare with the controls of the cell type (dataset.reference=cell_type) or "
+                    "all (dataset.reference=global), or leave it out with simulator.keep"
+                )
+
+    def _make_graph(
+        self,
+        source: GraphSource,
+        path: str | None,
+        names_path: str | None,
+        threshold: float | None,
+        given: Mapping[str, Tensor],
+        prediction: Tensor,
+    ) -> GeneGraph:
+        measured = set(self.gene_names)
+        nodes = (*self.gene_names, *(p for p in self.perturbations if p not in measured))
+        if source in ("string", "trrust") and path is None:
+            raise ConfigError(f"dataset.graph={source} needs its file: set dataset.graph_path")
+        if source in ("string", "correlation") and threshold is None:
+            raise ConfigError(
+                f"dataset.graph={source} needs dataset.graph_threshold "
+                + ("(a combined score, 700)" if source == "string" else "(a correlation, 0.2)")
+            )
+        if source == "trrust":
+            return read_trrust(find_data(str(path)), nodes)
+        if source == "string":
+            if names_path is None:
+                raise ConfigError(
+                    "dataset.graph=string needs the table from STRING identifiers to gene symbols "
+                    "(9606.protein.info): set dataset.graph_names_path"
+                )
+            assert threshold is not None
+            return read_string(find_data(str(path)), find_data(names_path), nodes, threshold)
+        if source == "correlation":
+            assert threshold is not None
+            return correlation_graph(
+                nodes, self.gene_names, self.matrix.values[prediction], threshold
+            )
+        if source == "simulator":
+            return given_graph(nodes, given)
+        return identity_graph(nodes)
+
+    def _make_fold(self, cut: Split, n_top: int | None, min_cells: int) -> Fold:
+        rows = [self._rows[i] for i in cut.train]
+        fitted = torch.cat([*rows, self._control_rows[self._is_prediction[0]]])
+        values = self.matrix.values[fitted]
+        genes = variable_genes(values, n_top, min_cells)
+        control = {
+            "prediction": self._control_rows[self._is_prediction[0]],
+            "truth": self._control_rows[~self._is_prediction[0]],
+        }
+        everyone = torch.cat(list(control.values()))
+        validation = self._conditions(cut.validation, genes) if cut.validation else None
+        return Fold(
+            genes=genes,
+            gene_names=tuple(self.gene_names[i] for i in genes.tolist()),
+            gene_node=self._gene_node[genes],
+            train=self._conditions(cut.train, genes),
+            validation=validation,
+            test=self._held_out(cut.test, genes, cut.subgroup),
+            control_mean=self._by_type(control["prediction"], genes),
+            control_mean_shared=self._by_type(everyone, genes),
+            gene_std=values[:, genes].double().std(0),
+            left_out=tuple(self._name(i) for i in cut.left_out),
+            control_rows=control,
+            control_context={half: self._cell_type[rows] for half, rows in control.items()},
+            matrix=self.matrix,
+        )
+
+    def _name(self, row: int) -> str:
+        return self.conditions[int(self._label_of[row])]
+
+    def _by_type(self, rows: Tensor, genes: Tensor) -> Tensor:
+        """Mean of control cells by cell type; a type without controls takes those of all."""
+        values, of = self.matrix.values[rows][:, genes].double(), self._cell_type[rows]
+        overall = values.mean(0)
+        means = [
+            values[of == k].mean(0) if bool((of == k).any()) else overall
+            for k in range(len(self.contexts))
+        ]
+        return torch.stack(means)
+
+    def _matched(self, cells: Sequence[Tensor], controls: Tensor, genes: Tensor) -> Tensor:
+        """Mean of ``controls`` in the strata of each group of cells, ``(n_group, G)``."""
+        of_control = self._stratum[controls]
+        strata = of_control.unique()
+        values = self.matrix.values[controls][:, genes].double()
+        means = torch.stack([values[of_control == s].mean(0) for s in strata])
+        part = torch.stack(
+            [(self._stratum[rows][:, None] == strata).double().mean(0) for rows in cells]
+        )
+        return part @ means
+
+    def _mean(self, cells: Sequence[Tensor], genes: Tensor) -> Tensor:
+        return torch.stack([self.matrix.values[r][:, genes].double().mean(0) for r in cells])
+
+    def _conditions(self, rows: Sequence[int], genes: Tensor) -> ConditionSet:
+        index = torch.tensor(rows, dtype=torch.long)
+        cells = [self._rows[i] for i in rows]
+        n_cell = torch.tensor([len(r) for r in cells], dtype=torch.float64)
+        variance = torch.stack([self.matrix.values[r][:, genes].double().var(0) for r in cells])
+        return ConditionSet(
+            names=tuple(self._name(i) for i in rows),
+            multi_hot=self._multi_hot[index],
+            context=self._context_of[index],
+            n_cell=n_cell,
+            mean=self._mean(cells, genes),
+            variance=variance / n_cell[:, None],
+            control=torch.stack(
+                [
+                    self._matched(cells, self._control_rows[first], genes)
+                    for first in self._is_prediction
+                ]
+            ),
+            control_shared=self._matched(cells, self._control_rows, genes),
+            rows=tuple(cells),
+            genes=genes,
+            matrix=self.matrix,
+        )
+
+    def _held_out(
+        self, rows: Sequence[int], genes: Tensor, subgroup: tuple[str, ...]
+    ) -> HeldOutSet:
+        base = self._conditions(rows, genes)
+        truth, parts = [], {"a": [], "b": [], "a_shared": [], "b_shared": []}
+        for repeat, first in enumerate(self._is_prediction):
+            controls = {"a": self._control_rows[first], "b": self._control_rows[~first]}
+            truth.append(self._matched(base.rows, controls["b"], genes))
+            cut = [self._cell_halves(row, repeat) for row in rows]
+            for half in ("a", "b"):
+                cells = [
+                    self._rows[row][is_first if half == "a" else ~is_first]
+                    for row, is_first in zip(rows, cut, strict=True)
+                ]
+                mean = self._mean(cells, genes)
+                parts[half].append(mean - self._matched(cells, controls[half], genes))
+                everyone = self._matched(cells, self._control_rows, genes)
+                parts[f"{half}_shared"].append(mean - everyone)
+        return HeldOutSet(
+            **{f.name: getattr(base, f.name) for f in fields(base)},
+            control_truth=torch.stack(truth),
+            half_a=torch.stack(parts["a"]),
+            half_b=torch.stack(parts["b"]),
+            half_a_shared=torch.stack(parts["a_shared"]),
+            half_b_shared=torch.stack(parts["b_shared"]),
+            subgroup=subgroup,
+        )
+
+    def _cell_halves(self, row: int, repeat: int) -> Tensor:
+        name = f"halves of {self._name(row)} in {self.contexts[int(self._context_of[row])]}"
+        return halves(self._fine[self._rows[row]], seed=self.seed_of_split, name=f"{name} {repeat}")
+
+
+def _items(folds: Sequence[Fold], *, validation: bool = False) -> ResponseBatch:
+    """Conditions of all folds, one after the other."""
+    found: dict[str, list[Tensor]] = {f.name: [] for f in fields(ResponseBatch)}
+    for number, fold in enumerate(folds):
+        chosen = fold.validation if validation else fold.train
+        assert chosen is not None
+        found["fold"].append(torch.full((chosen.n_condition,), number, device=chosen.mean.device))
+        for name in ("multi_hot", "context", "delta", "delta_shared", "variance", "n_cell"):
+            found[name].append(getattr(chosen, name))
+    return ResponseBatch(**{name: torch.cat(parts) for name, parts in found.items()})
+
+
+def _moved(value: Any, device: Any, dtype: torch.dtype | None) -> Any:
+    """A copy with every tensor on a device and in a float type, through dataclasses and lists."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: _moved(getattr(value, f.name), device, dtype) for f in fields(value)}
+        return replace(value, **changed)
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device, dtype) for item in value)
+    if isinstance(value, dict):
+        return {key: _moved(item, device, dtype) for key, item in value.items()}
+    return value
