@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
 
 import neuralgraph
 
@@ -61,5 +65,25 @@ def dollar_math(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = "".join(parts).split("\n")
 
 
+class Glossary(Directive):
+    """Table of the metrics of a system: ``{glossary-of} module NAME``."""
+
+    required_arguments = 2
+    final_argument_whitespace = False
+
+    def run(self) -> list[nodes.Node]:
+        module, name = self.arguments
+        entries = getattr(importlib.import_module(module), name)
+        listing = nodes.definition_list()
+        for metric, meaning in entries.items():
+            term = nodes.term(
+                "", "", nodes.literal(text=metric.replace("{", "<").replace("}", ">"))
+            )
+            text = nodes.paragraph(text=re.sub(r"\{(\w+)\}", r"<\1>", meaning))
+            listing += nodes.definition_list_item("", term, nodes.definition("", text))
+        return [listing]
+
+
 def setup(app) -> None:
+    app.add_directive("glossary-of", Glossary)
     app.connect("autodoc-process-docstring", dollar_math)

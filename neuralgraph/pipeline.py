@@ -23,6 +23,7 @@ from neuralgraph.core.contracts import (
 )
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.files import write_text
+from neuralgraph.core.glossary import explain
 from neuralgraph.core.recording import Recording, Truth, load_tensors, save_tensors
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import derived_seed, torch_generator
@@ -255,6 +256,7 @@ def judge(
 ) -> Scorecard:
     """Scorecard of a fitted model, with what it was given and where it came from."""
     scorecard = evaluation(model, data, truth, log=log)
+    scorecard.meaning = explain(scorecard.metrics, getattr(evaluation, "meanings", {}))
     if log["notes"]:
         scorecard.facts["training"] = "; ".join(log["notes"])
     scorecard.given = {

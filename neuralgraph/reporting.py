@@ -170,11 +170,12 @@ def _drawn_of(found: Mapping[str, Any] | None, folder: Path) -> list[dict[str, A
 
 
 def result_rows(scorecard: Scorecard) -> list[dict[str, str]]:
-    """Result table: metric, value, unit, baselines as words."""
+    """Result table: metric and what it means, value, unit, baselines as words."""
     baselines: Mapping[str, Mapping[str, float]] = scorecard.facts.get("baselines", {})
     return [
         {
             "name": name,
+            "meaning": scorecard.meaning.get(name, ""),
             "value": number(value),
             "unit": scorecard.units.get(name, ""),
             "baseline": ", ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items()),

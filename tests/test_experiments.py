@@ -76,6 +76,7 @@ def test_an_experiment_runs_to_a_report_with_a_smoke_budget(inside, tmp_path, na
     assert status == 0, message
     out = tmp_path / "out"
     card = json.loads((out / "scorecard.json").read_text())
+    assert set(card["metrics"]) == set(card["meaning"]), "a metric that nobody explains"
     assert card["provenance"]["primary_metric"] in {**card["metrics"], **card["not_computed"]}
     assert (out / "report.html").stat().st_size > 10_000
     assert (out / "run.json").read_text().count("finished") == 1

@@ -85,7 +85,11 @@ class Loop(Protocol):
 
 
 class Evaluator(Protocol):
-    """How we judge. The only noun that sees the Truth."""
+    """How we judge. The only noun that sees the Truth.
+
+    An evaluator may carry ``meanings``, one sentence by metric
+    (:func:`neuralgraph.core.glossary.explain`), which stands beside the value in the report.
+    """
 
     primary_metric: str
     direction: str

@@ -20,6 +20,7 @@ class Scorecard:
         metrics: Finite numbers by name; fractions lie in [0, 1].
         not_computed: Reason for each metric that has no value here.
         units: Unit by metric name; dimensionless where absent.
+        meaning: One sentence by metric name.
         given: What the run was told (the prior, true values handed over).
         facts: Verdicts in words: class, diagnosis, identifiability table.
         provenance: Command, versions, seeds, data source.
@@ -28,6 +29,7 @@ class Scorecard:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     not_computed: dict[str, str] = field(default_factory=dict[str, str])
     units: dict[str, str] = field(default_factory=dict[str, str])
+    meaning: dict[str, str] = field(default_factory=dict[str, str])
     given: dict[str, Any] = field(default_factory=dict[str, Any])
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -76,6 +78,7 @@ class Scorecard:
             "metrics": self.metrics,
             "not_computed": self.not_computed,
             "units": self.units,
+            "meaning": self.meaning,
             "given": self.given,
             "facts": self.facts,
             "provenance": self.provenance,

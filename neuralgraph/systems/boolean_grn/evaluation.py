@@ -12,6 +12,7 @@ from neuralgraph.core.bounds import Count, Natural
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.boolean_grn.dataset import GRNData
+from neuralgraph.systems.boolean_grn.glossary import MEANINGS
 from neuralgraph.systems.boolean_grn.metrics import (
     balanced_accuracy,
     calibration,
@@ -40,6 +41,8 @@ class GRNEvaluator:
         sizes: Sizes that are judged.
         batch_size: Circuits at a time.
     """
+
+    meanings = MEANINGS
 
     def __init__(
         self,

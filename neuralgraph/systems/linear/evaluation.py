@@ -11,6 +11,7 @@ from neuralgraph.core.bounds import Natural
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.linear.dataset import LinearData
+from neuralgraph.systems.linear.glossary import MEANINGS
 from neuralgraph.systems.linear.model import LinearDynamics
 
 
@@ -30,6 +31,8 @@ class LinearEvaluator:
         failed_below: ``matrix_R2`` under which it counts as failed.
         degeneracy: Pair (prediction, parameter) of metrics whose gap tells compensation, or null.
     """
+
+    meanings = MEANINGS
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from neuralgraph.metrics.regression import mean_pearson, r2_identity
 from neuralgraph.numerics.integrate import FIXED, DivergedError, rollout
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData
+from neuralgraph.systems.metabolism.glossary import MEANINGS
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 from neuralgraph.systems.metabolism.oracle import oracle_scores, oracle_stoichiometry
@@ -90,6 +91,8 @@ class MetabolismEvaluator:
     Raises:
         ConfigError: a value that cannot work.
     """
+
+    meanings = MEANINGS
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from neuralgraph.core.bounds import Natural, Positive
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
+from neuralgraph.systems.perturb_ode.glossary import SCREEN
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
 
 KINDS = ("single", "double", "medium")
@@ -36,6 +37,8 @@ class ScreenEvaluator:
         direction: ``maximize`` or ``minimize``.
         attractor_day: Day that stands for rest.
     """
+
+    meanings = SCREEN
 
     def __init__(
         self, *, every: Natural, primary_metric: str, direction: str, attractor_day: Positive

@@ -14,6 +14,7 @@ from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
+from neuralgraph.systems.perturb_ode.glossary import SERIES
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
 from neuralgraph.systems.perturb_ode.reference import PATHS, nested
 
@@ -57,6 +58,8 @@ class SeriesEvaluator:
         field_power: Values of its power.
         n_bootstrap: Draws of perturbations for intervals.
     """
+
+    meanings = SERIES
 
     def __init__(
         self,

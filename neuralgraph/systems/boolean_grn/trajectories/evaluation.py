@@ -13,6 +13,7 @@ from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.attractors import as_states
+from neuralgraph.systems.boolean_grn.glossary import MEANINGS
 from neuralgraph.systems.boolean_grn.network import BooleanNetwork
 from neuralgraph.systems.boolean_grn.trajectories.dataset import TransitionData
 from neuralgraph.systems.boolean_grn.trajectories.model import LearnedNetwork
@@ -39,6 +40,8 @@ class TransitionEvaluator:
         influence_threshold: Mean change of a gene's next value, from 0 to 1, that counts as an
             influence.
     """
+
+    meanings = MEANINGS
 
     def __init__(
         self,
