@@ -89,7 +89,7 @@ class Measurement:
     def factors(
         self, batch: np.ndarray, condition: np.ndarray, n_gene: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """Factors r of every cell, ``(n_cell, n_gene)``; cells of a batch and condition share it."""
+        """Factors r of every cell, ``(n_cell, n_gene)``, shared by a batch and condition."""
         import numpy as np
 
         n_batch, n_condition = int(batch.max()) + 1, int(condition.max()) + 1

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.systems.perturb_ode.batching import LAYOUTS, Variances, effect_variance, layout
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
@@ -169,3 +172,65 @@ class SeriesReporter:
                 figure, out / "loss.png", "Training",
                 "Sum over all models of the data loss and of the weighted terms of the arms.",
             )  # fmt: skip
+
+
+LAYOUT_WORDS = {
+    "crossed": "both in every batch",
+    "control_in_one": "controls in one batch",
+    "one_batch_each": "treated in one batch",
+    "separate": "separate batches",
+}
+
+
+def plan_figure(
+    variances: Variances, *, n_treated: int, n_control: int, n_batch: int, path: Path
+) -> Figure:
+    """Variance of an effect against the cells of each perturbation, and against the batches."""
+    from neuralgraph.viz import style
+
+    with style.house():
+        figure = style.canvas(height=3.4)
+        by_cell, by_batch = figure.subplots(1, 2, sharey=True)
+        cells = torch.logspace(1, 4, 40).round().int().tolist()
+        batches = list(range(2, 17))
+        for name in LAYOUTS:
+            if n_batch < 2 and name != "crossed":
+                continue
+            by_cell.plot(
+                cells,
+                [
+                    effect_variance(
+                        *layout(
+                            name,
+                            n_treated=n,
+                            n_control=round(n * n_control / n_treated),
+                            n_batch=n_batch,
+                        ),
+                        variances,
+                    )
+                    for n in cells
+                ],
+                label=LAYOUT_WORDS[name],
+            )
+            by_batch.plot(
+                batches,
+                [
+                    effect_variance(
+                        *layout(name, n_treated=n_treated, n_control=n_control, n_batch=b),
+                        variances,
+                    )
+                    for b in batches
+                ],
+            )
+        by_cell.set(xscale="log", yscale="log", xlabel="cells of each perturbation")
+        by_cell.set_ylabel("variance of the effect")
+        by_cell.set_title(f"{n_batch} batches")
+        by_cell.axvline(n_treated, color=style.SOFT, lw=0.8, ls=":")
+        by_batch.set(xlabel="batches")
+        by_batch.set_title(f"{n_treated} cells of each perturbation")
+        figure.legend(*by_cell.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return style.save(
+            figure, path, "Cells or batches",
+            "Left: more cells at the same ratio of controls; a curve that levels off has met what "
+            "only batches can lower. Right: more batches at the same number of cells.",
+        )  # fmt: skip
