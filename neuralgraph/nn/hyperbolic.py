@@ -316,7 +316,7 @@ class PoincareBall(Geometry):
         """Coordinates in the ball, on geoopt's manifold of the present curvature."""
         with torch.no_grad():
             start = self.expmap0(tangent)
-        return geoopt.ManifoldParameter(start, manifold=_Ball(self))
+        return _parameter(start, _Ball(self))
 
     def points(self, parameter: Tensor) -> Tensor:
         """The parameter, inside the ball of the moment and within the cap."""
@@ -382,7 +382,7 @@ class Lorentz(Geometry):
         """Coordinates without the first, with the metric that the sheet gives them."""
         with torch.no_grad():
             start = self.expmap0(tangent)[..., 1:].contiguous()
-        return geoopt.ManifoldParameter(start, manifold=_Sheet(self))
+        return _parameter(start, _Sheet(self))
 
     def points(self, parameter: Tensor) -> Tensor:
         """Lifted onto the sheet of the moment, within the cap."""
@@ -454,7 +454,7 @@ class Euclidean(Geometry):
 
     def parameter(self, tangent: Tensor) -> geoopt.ManifoldParameter:
         """Plain coordinates; one second moment for each row, as on the curved spaces."""
-        return geoopt.ManifoldParameter(tangent.clone(), manifold=geoopt.Euclidean(ndim=1))
+        return _parameter(tangent.clone(), geoopt.Euclidean(ndim=1))
 
     def points(self, parameter: Tensor) -> Tensor:
         """The parameter."""
@@ -815,6 +815,11 @@ class _Sheet(GeooptManifold):
         along = lorentz.inner(b, vector, keepdim=True)
         along = along / (self.k - lorentz.inner(a, b, keepdim=True))
         return (vector + along * (a + b))[..., 1:].to(v.dtype)
+
+
+def _parameter(start: Tensor, manifold: GeooptManifold) -> geoopt.ManifoldParameter:
+    make: Any = geoopt.ManifoldParameter  # its __new__ is hidden from type checkers
+    return make(start, manifold=manifold)
 
 
 def _lift(spatial: Tensor, k: Tensor) -> Tensor:

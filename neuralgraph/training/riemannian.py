@@ -55,3 +55,14 @@ class RiemannianAdam(_GeooptAdam):
             amsgrad=amsgrad,
             stabilize=stabilize,
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As in torch, which reads step counts as float32 tensors; geoopt counts in whole numbers.
+
+        Without this a resumed run would correct its bias in float32 and drift from one that was
+        never stopped.
+        """
+        super().__setstate__(state)
+        for kept in self.state.values():
+            if "step" in kept:
+                kept["step"] = int(kept["step"])
