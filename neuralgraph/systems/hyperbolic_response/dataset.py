@@ -299,9 +299,12 @@ class ResponseData:
         max_order: Largest number of genes perturbed at once, ``null`` for any.
         graph: Source of the gene graph.
         graph_path: Its file (``string``, ``trrust``), a path or a name in the data folders.
-        graph_names_path: Table from STRING identifiers to symbols (``string``).
+        graph_names_path: Table from STRING identifiers to symbols (``string``), ``null`` where the
+            links hold symbols.
         graph_threshold: Least combined score of an edge, exclusive (``string``: 700), or least
             absolute correlation (``correlation``).
+        graph_bridges: Genes neither measured nor perturbed that may join the graph because they
+            link two of its nodes or more (``string``, ``trrust``).
         allow_isolated: Whether perturbed genes without an edge are accepted.
     """
 
@@ -325,6 +328,7 @@ class ResponseData:
         graph_path: str | None,
         graph_names_path: str | None,
         graph_threshold: Positive | None,
+        graph_bridges: Natural,
         allow_isolated: bool,
     ) -> None:
         facts = recording.provenance
@@ -406,7 +410,7 @@ class ResponseData:
             splits = [splits[fold]]
         prediction = self._control_rows[self._is_prediction[0]]
         self.graph = self._make_graph(
-            graph, graph_path, graph_names_path, graph_threshold, given, prediction
+            graph, graph_path, graph_names_path, graph_threshold, graph_bridges, given, prediction
         )
         alone = self.graph.isolated(self.perturbations)
         if alone and not allow_isolated and graph != "identity":
@@ -509,6 +513,7 @@ class ResponseData:
         path: str | None,
         names_path: str | None,
         threshold: float | None,
+        n_bridge: int,
         given: Mapping[str, Tensor],
         prediction: Tensor,
     ) -> GeneGraph:
@@ -522,15 +527,11 @@ class ResponseData:
                 + ("(a combined score, 700)" if source == "string" else "(a correlation, 0.2)")
             )
         if source == "trrust":
-            return read_trrust(find_data(str(path)), nodes)
+            return read_trrust(find_data(str(path)), nodes, n_bridge)
         if source == "string":
-            if names_path is None:
-                raise ConfigError(
-                    "dataset.graph=string needs the table from STRING identifiers to gene symbols "
-                    "(9606.protein.info): set dataset.graph_names_path"
-                )
             assert threshold is not None
-            return read_string(find_data(str(path)), find_data(names_path), nodes, threshold)
+            table = None if names_path is None else find_data(names_path)
+            return read_string(find_data(str(path)), table, nodes, threshold, n_bridge)
         if source == "correlation":
             assert threshold is not None
             return correlation_graph(
