@@ -465,6 +465,29 @@ class ResponseData:
             return None
         return _items(self.folds, validation=True)
 
+    def quarters(self, repeat: int) -> tuple[Tensor, Tensor]:
+        """The prediction half of the controls of a cut, cut in two again: rows of the recording."""
+        rows = self._control_rows[self._is_prediction[repeat]]
+        first = halves(
+            self._fine[rows], seed=self.seed_of_split, name=f"quarters of the controls {repeat}"
+        )
+        return rows[first], rows[~first]
+
+    def matched_controls(self, cells: Sequence[Tensor], controls: Tensor, genes: Tensor) -> Tensor:
+        """Mean of ``controls`` (rows) in the strata of each group of cells, ``(n_group, G)``.
+
+        A stratum that has none among these controls takes the mean of all of them.
+        """
+        everyone = self.matrix.values[controls][:, genes].double().mean(0)
+        part = torch.stack(
+            [
+                (self._stratum[rows][:, None] == self._stratum[controls].unique()).double().mean(0)
+                for rows in cells
+            ]
+        )
+        missing = 1 - part.sum(1, keepdim=True)
+        return self._matched(cells, controls, genes) + missing * everyone
+
     def to(self, device: torch.device | str) -> ResponseData:
         """A copy on a device; single cells stay where they are."""
         return self._converted(device=device)

@@ -1,0 +1,392 @@
+"""The predictive model: a closed-form baseline, and a gated residual on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuralgraph.core.bounds import Count, Natural, Positive
+from neuralgraph.core.errors import ConfigError, nearest
+from neuralgraph.nn.hyperbolic import ManifoldName, geometry
+from neuralgraph.systems.hyperbolic_response.baselines import PREDICTORS
+from neuralgraph.systems.hyperbolic_response.dataset import ResponseSpec
+from neuralgraph.systems.hyperbolic_response.tasks import FEATURES, N_SCALAR, Tasks, TaskSettings
+
+N_NOISE = 4
+"""Numbers of the calibrated variance, see :meth:`ResponseModel.spread`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of questions; V forms, F folds, T questions, G genes.
+
+    Args:
+        base: Closed-form baseline, ``(V, F, T, G)``.
+        residual: Learned residual before the gate, mean over the ensemble, the same shape.
+        gate: Share of it that is kept, ``(V, F, T)``.
+        std: Standard deviation of a measured response around the prediction, ``(V, F, T, G)``.
+    """
+
+    base: Tensor
+    residual: Tensor
+    gate: Tensor
+    std: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """Predicted response, ``(V, F, T, G)``."""
+        return self.base + self.gate[..., None] * self.residual
+
+    @property
+    def ungated(self) -> Tensor:
+        """With the whole residual."""
+        return self.base + self.residual
+
+
+class ResponseModel(nn.Module):
+    r"""Signed response of every gene to a perturbation, as baseline + gate x residual.
+
+    The **baseline** is closed form (additive). The **residual** of a set S of perturbed genes is
+
+    .. math::
+        r_S = \sum_k w_k(S)\, f_k + E\, h(S) + \kappa \sum_c (\alpha_{Sc} - \bar\alpha_c)\, y_c
+
+    with gene-wise directions :math:`f_k` (:data:`~.tasks.FEATURES`: reliability shrinkage, the
+    perturbed gene itself, the gene graph, symmetric functions of a pair's single responses),
+    principal directions E of the responses in training, and attention over the other training
+    conditions by geodesic distance, :math:`\alpha_{Sc} = \mathrm{softmax}_c(-d(z_S, z_c) / \tau)`,
+    whose responses (departures from additivity, for combinations) are borrowed;
+    :math:`\bar\alpha` is the uniform weight for single genes and 0 for combinations.
+
+    Perturbations are **embedded** by graph convolutions on the gene graph on the chosen manifold;
+    z_S is the midpoint of the perturbed genes. Weights w and h are read off a symmetric code of S:
+    the sum over genes of their embeddings plus a bilinear **interaction** over pairs, their
+    distance, and scalars of the question. Curvature is 1: a temperature and the scale of the
+    embedding are learned, which says the same, and no number is shared between folds.
+
+    All forms (references to controls), folds and members of the ensemble are trained side by side
+    as one batch; none feels another. The value at the start is subtracted, so that the residual
+    is **exactly 0** there, with a gradient that is not.
+
+    Args:
+        spec: Sizes and gene graph.
+        generator: Source of the start.
+        manifold: ``poincare``, ``lorentz`` or ``euclidean``.
+        baseline: Closed-form predictor, ``additive``, ``perturbed_mean``, ``matching_mean`` …
+        dim: Dimension of the embedding.
+        n_layer: Rounds of graph convolution.
+        n_hidden: Width of the code of a perturbation.
+        n_loading: Principal directions E.
+        n_member: Members of the ensemble; each never learns from its share of the training
+            conditions, on which the gate is chosen.
+        n_control_split: Cuts of the controls, as in the data.
+        init_std: Spread of the embeddings at the start.
+    """
+
+    gate: Tensor
+    noise: Tensor
+
+    def __init__(
+        self,
+        *,
+        spec: ResponseSpec,
+        generator: torch.Generator,
+        manifold: ManifoldName,
+        baseline: str,
+        dim: Count,
+        n_layer: Natural,
+        n_hidden: Count,
+        n_loading: Count,
+        n_member: Count,
+        n_control_split: Count,
+        init_std: Positive,
+    ) -> None:
+        super().__init__()
+        if baseline not in PREDICTORS:
+            raise ConfigError(f"model.baseline '{baseline}': {nearest(baseline, PREDICTORS)}")
+        if n_member < 2:
+            raise ConfigError(
+                f"model.n_member must be at least 2 (each validates a share), got {n_member}"
+            )
+        self.settings = TaskSettings(baseline, n_loading, n_member)
+        self.n_form, self.n_fold, self.n_member = 1 + n_control_split, spec.n_fold, n_member
+        self.n_hidden, self.dim, self.n_layer = n_hidden, dim, n_layer
+        self.space = geometry(manifold, curvature=1.0, learnable=False)
+        index, weight = spec.graph.normalised()
+        self.register_buffer("edge_index", index)
+        self.register_buffer("edge_weight", weight.float())
+        self.register_buffer("node_code", _node_code(spec, dim))
+        self.register_buffer("perturbation_node", spec.perturbation_node)
+        n_feature, m = len(FEATURES), self.n_model
+        n_in = self.node_code.shape[1]
+
+        def draw(*shape: int, scale: float) -> nn.Parameter:
+            # one start for every form and fold, another for every member
+            start = torch.randn(n_member, *shape, generator=generator) * scale
+            return nn.Parameter(start.repeat(m // n_member, *[1] * len(shape)))
+
+        weights = {"embed": draw(n_in, dim, scale=init_std)}
+        for layer in range(n_layer):
+            weights[f"mix{layer}"] = draw(dim, dim, scale=dim**-0.5)
+        weights["single"] = draw(dim, n_hidden, scale=dim**-0.5)
+        weights["left"] = draw(dim, n_hidden, scale=dim**-0.5)
+        weights["right"] = draw(dim, n_hidden, scale=dim**-0.5)
+        weights["number"] = draw(N_SCALAR + 1, n_hidden, scale=0.3)
+        weights["bias"] = draw(n_hidden, scale=0.3)
+        weights["direction"] = draw(n_hidden, n_feature, scale=n_hidden**-0.5)
+        weights["constant"] = draw(n_feature, scale=0.1)
+        weights["loading"] = draw(n_hidden, n_loading, scale=n_hidden**-0.5)
+        weights["borrow"] = draw(1, scale=0.1)
+        weights["temperature"] = draw(1, scale=0.1)
+        self.weight = nn.ParameterDict(weights)
+        for name, value in weights.items():
+            self.register_buffer(f"start_{name}", value.detach().clone())
+        self._kept: tuple[Tasks, tuple[Tensor, Tensor, Tensor]] | None = None
+        self.register_buffer("gate", torch.zeros(self.n_form, self.n_fold, 2))
+        noise = torch.zeros(self.n_form, self.n_fold, N_NOISE)
+        noise[..., 0] = noise[..., 3] = 1.0
+        self.register_buffer("noise", noise)
+
+    @property
+    def n_model(self) -> int:
+        """Models trained side by side."""
+        return self.n_form * self.n_fold * self.n_member
+
+    def members(self, tasks: Tasks) -> Tensor:
+        """Residual of every member, ``(V, F, M, T, G)``; exactly 0 before training."""
+        before = self._before(tasks)
+        now = self._code(tasks, dict(self.weight.items()))
+        direction, loading, borrowed = (a - b for a, b in zip(now, before, strict=True))
+        residual = torch.einsum("vfmtk,vftgk->vfmtg", direction, tasks.feature)
+        residual = residual + torch.einsum("vfmtl,vfgl->vfmtg", loading, tasks.loading)
+        return residual + torch.einsum("vfmtc,vfcg->vfmtg", borrowed, tasks.value)
+
+    def _before(self, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor]:
+        """The code of questions at the start of training; kept while the questions are the same."""
+        if self._kept is None or self._kept[0] is not tasks:
+            start = {name: getattr(self, f"start_{name}") for name in self.weight}
+            with torch.no_grad():
+                self._kept = (tasks, self._code(tasks, start))
+        return self._kept[1]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch."""
+        self._kept = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch."""
+        self._kept = None
+        return super()._apply(*args, **kwargs)
+
+    def _code(self, tasks: Tasks, weight: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of directions, of principal directions and of borrowed responses."""
+        points = self.embed(weight)  # (B, P, coordinates), B = forms x folds x members
+        shape = (self.n_form, self.n_fold, self.n_member)
+        tangent = self.space.logmap0(points).unflatten(0, shape)
+        hot = tasks.hot[None, :, None]  # (1, F, 1, T, P)
+
+        def project(name: str) -> Tensor:
+            return tangent @ weight[name].unflatten(0, shape)
+
+        left, right = hot @ project("left"), hot @ project("right")
+        own = hot.square() @ (project("left") * project("right"))
+        pair = left * right - own  # over ordered pairs of different genes: symmetric
+        spot = self._midpoint(points, tasks.hot, shape)  # (V, F, M, T, coordinates)
+        key = self._midpoint(points, tasks.value_hot, shape)
+        apart = self._apart(points, tasks.hot, shape)
+        number = torch.cat(
+            [
+                tasks.scalar[:, :, None].expand(*shape, *tasks.scalar.shape[2:]),
+                torch.log1p(apart)[..., None],
+            ],
+            -1,
+        )
+        code = torch.tanh(
+            hot @ project("single")
+            + pair
+            + number @ weight["number"].unflatten(0, shape)
+            + weight["bias"].unflatten(0, shape)[..., None, :]
+        )
+        constant = weight["constant"].unflatten(0, shape)[..., None, :]
+        direction = code @ weight["direction"].unflatten(0, shape) + constant
+        loading = code @ weight["loading"].unflatten(0, shape)
+        distance = self.space.dist(spot[..., :, None, :], key[..., None, :, :])
+        temperature = nn.functional.softplus(weight["temperature"].unflatten(0, shape))
+        is_open = tasks.is_open[None, :, None]
+        score = (-distance / (0.1 + temperature[..., None])).masked_fill(~is_open, -1e9)
+        alpha = score.softmax(-1) * is_open
+        # single genes: what neighbours have beyond the mean of all
+        uniform = is_open / is_open.sum(-1, keepdim=True).clamp_min(1)
+        is_single = (tasks.hot.sum(-1) == 1)[None, :, None, :, None]
+        amount = nn.functional.softplus(weight["borrow"].unflatten(0, shape))[..., None]
+        return direction, loading, amount * (alpha - uniform * is_single)
+
+    def embed(self, weight: dict[str, Tensor] | None = None) -> Tensor:
+        """Points of the perturbed genes, ``(n_model, P, coordinates(dim))``."""
+        weight = dict(self.weight.items()) if weight is None else weight
+        code = cast(Tensor, self.node_code)
+        edge, strength = cast(Tensor, self.edge_index), cast(Tensor, self.edge_weight)
+        points = self.space.expmap0(code.to(weight["embed"].dtype) @ weight["embed"])
+        for layer in range(self.n_layer):
+            tangent = self.space.logmap0(points) @ weight[f"mix{layer}"]
+            mixed = self.space.midpoint_edges(
+                self.space.expmap0(tangent), edge, strength, points.shape[-2]
+            )
+            # what a gene is itself stays visible: neighbours are added along the old place
+            points = self.space.add(points, mixed)
+        return points[:, cast(Tensor, self.perturbation_node)]
+
+    def _midpoint(self, points: Tensor, hot: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Midpoints of perturbed genes, ``(V, F, M, T, coordinates)``; padding lies anywhere."""
+        weight = hot + (hot.sum(-1, keepdim=True) == 0).to(hot.dtype)
+        spread = weight[None, :, None].expand(*shape, *weight.shape[1:]).flatten(0, 2)
+        return self.space.midpoint(points, spread).unflatten(0, shape)
+
+    def _apart(self, points: Tensor, hot: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Mean distance between the genes of a combination, 0 for one gene, ``(V, F, M, T)``."""
+        n_pert = hot.shape[-1]
+        pair = torch.triu_indices(n_pert, n_pert, 1, device=hot.device)
+        both = (hot[..., pair[0]] > 0) & (hot[..., pair[1]] > 0)  # (F, T, n_pair)
+        used = both.flatten(0, 1).any(0)
+        if not bool(used.any()):
+            return points.new_zeros(*shape, hot.shape[1])
+        pair, both = pair[:, used], both[..., used].to(points.dtype)
+        distance = self.space.dist(points[:, pair[0]], points[:, pair[1]]).unflatten(0, shape)
+        count = both.sum(-1).clamp_min(1)
+        return torch.einsum("vfmq,ftq->vfmt", distance, both) / count[None, :, None]
+
+    def held_out(self, tasks: Tasks) -> Tensor:
+        """Residual of training questions by the member that never learned them, (V, F, T, G)."""
+        every = self.members(tasks)
+        index = tasks.chunk[None, :, None, :, None].expand(
+            every.shape[0], -1, 1, -1, every.shape[-1]
+        )
+        return every.gather(2, index)[:, :, 0]
+
+    def forward(self, tasks: Tasks) -> Prediction:
+        """Predict questions, with the gate and the noise that validation chose."""
+        every = self.members(tasks)
+        gate = torch.where(
+            tasks.is_full[None], self.gate[..., :1], self.gate[..., 1:]
+        )  # by how much of a question is known
+        residual = every.mean(2)
+        delta = tasks.base + gate[..., None] * residual
+        spread = gate[..., None].square() * every.var(2)
+        return Prediction(
+            base=tasks.base,
+            residual=residual,
+            gate=gate,
+            std=self.spread(tasks, delta, spread).sqrt(),
+        )
+
+    def spread(self, tasks: Tasks, delta: Tensor, ensemble: Tensor) -> Tensor:
+        r"""Variance of a measured response around the prediction, ``(V, F, T, G)``.
+
+        :math:`q\,(a\,s_g + b\,\hat\delta^2 + c\,\mathrm{var}_{members})` with the sampling variance
+        :math:`s_g`; a, b, c and q are chosen on held-out training conditions.
+        """
+        a, b, c, q = (self.noise[..., i, None, None] for i in range(N_NOISE))
+        level = tasks.noise[:, :, None] + 1e-9
+        return q * (a * level + b * delta.square() + c * ensemble)
+
+    @torch.no_grad()
+    def trust_shrinkage(self) -> None:
+        """Take the reliability shrinkage in full, as theory has it: where training goes from.
+
+        Against the very controls of the prediction they are exact; else those of the population
+        count.
+        """
+        shape = (self.n_form, self.n_fold, self.n_member)
+        constant = (self.weight["constant"] - self.get_buffer("start_constant")).unflatten(0, shape)
+        target = torch.zeros_like(constant)
+        target[0, ..., 0] = 1.0
+        target[1:, ..., 1] = 1.0
+        self.weight["constant"].add_((target - constant).flatten(0, 2))
+
+    @torch.no_grad()
+    def choose(self, tasks: Tasks) -> None:
+        """Gate and noise of each form and fold, from held-out training conditions.
+
+        The gate is the least-squares share of the held-out residual, within [0, 1], times
+        max(0, 1 - 1/t²), t being mean gain over its standard error across conditions: a gain that
+        one condition makes alone is not believed.
+
+        Args:
+            tasks: Training questions.
+        """
+        residual = self.held_out(tasks)
+        left = tasks.target - tasks.base
+        for group in range(2):
+            wanted = tasks.is_real & (tasks.is_full if group == 0 else ~tasks.is_full)
+            self.gate[..., group] = _gate(left, residual, tasks.weight * wanted[None])
+        gate = torch.where(tasks.is_full[None], self.gate[..., :1], self.gate[..., 1:])
+        delta = tasks.base + gate[..., None] * residual
+        error = tasks.target - delta
+        ensemble = gate[..., None].square() * self.members(tasks).var(2)
+        level = (tasks.noise[:, :, None] + 1e-9).expand_as(error)
+        for v in range(self.n_form):
+            for f in range(self.n_fold):
+                kept = tasks.is_real[f]
+                parts = torch.stack(
+                    [x[v, f, kept].flatten() for x in (level, delta.square(), ensemble)], -1
+                ).double()
+                squared = error[v, f, kept].flatten().double().square()
+                share = _positive_fit(parts, squared, level[v, f, kept].flatten().double())
+                ratio = squared / (parts @ share).clamp_min(1e-12)
+                # 90 % of the held-out genes inside 1.645 standard deviations
+                factor = ratio.quantile(0.9) / 1.645**2 if len(ratio) < 1e7 else ratio.mean()
+                self.noise[v, f] = torch.cat([share, factor[None]]).to(self.noise.dtype)
+
+
+def _gate(left: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """Share of the residual that is kept, ``(V, F)``, see :meth:`ResponseModel.choose`."""
+    along = (left * residual).sum(-1) * weight
+    size = residual.square().sum(-1) * weight
+    share = (along.sum(-1) / size.sum(-1).clamp_min(1e-30)).clamp(0, 1)
+    gain = 2 * share[..., None] * along - share[..., None].square() * size
+    n = (weight > 0).sum(-1)
+    mean = gain.sum(-1) / n.clamp_min(1)
+    apart = ((gain - mean[..., None]).square() * (weight > 0)).sum(-1)
+    error2 = apart / (n * (n - 1)).clamp_min(1)
+    belief = (1 - error2 / mean.square().clamp_min(1e-30)).clamp(0, 1)
+    return torch.where((n > 1) & (mean > 0), share * belief, torch.zeros_like(share))
+
+
+def _positive_fit(parts: Tensor, target: Tensor, level: Tensor) -> Tensor:
+    """Weights of 0 or above, least squares relative to ``level``; the first is positive."""
+    scaled, wanted = parts / level[:, None], target / level
+    share = torch.ones(parts.shape[1], dtype=parts.dtype)
+    gram, right = scaled.T @ scaled, scaled.T @ wanted
+    for _ in range(200):  # coordinate descent, exact for three numbers
+        for i in range(len(share)):
+            rest = right[i] - gram[i] @ share + gram[i, i] * share[i]
+            share[i] = (rest / gram[i, i].clamp_min(1e-30)).clamp_min(0)
+    share[0] = share[0].clamp_min(1e-3)
+    return share
+
+
+def _node_code(spec: ResponseSpec, dim: int) -> Tensor:
+    """What is known of each node before any response: its place in the graph, ``(n_node, n)``.
+
+    The first eigenvectors of the normalised adjacency of the nodes that have an edge (scaled to
+    unit variance), the log degree, and an indicator of each perturbed gene, so that two genes
+    without an edge are still two.
+    """
+    degree = spec.graph.degree()
+    linked = (degree > 0).nonzero()[:, 0]
+    n = min(2 * dim, max(len(linked) - 1, 0))
+    place = torch.zeros(spec.n_node, n, dtype=torch.float64)
+    if n > 0:
+        adjacency = spec.graph.adjacency().double()[linked][:, linked]
+        vectors = torch.linalg.eigh(adjacency).eigenvectors.flip(1)[:, 1 : n + 1]
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        # eigenvectors have no sign of their own
+        place[linked] = (vectors * largest.sign() * len(linked) ** 0.5).clamp(-4, 4)
+    size = torch.log1p(degree.double())[:, None]
+    own = torch.zeros(spec.n_node, spec.n_perturbation, dtype=torch.float64)
+    own[spec.perturbation_node.cpu(), torch.arange(spec.n_perturbation)] = 1.0
+    return torch.cat([place, size / size.std().clamp_min(1e-6), own], 1).float()

@@ -1,0 +1,407 @@
+"""Held-out questions made of training conditions: what a residual is learned and chosen on.
+
+A test condition is predicted from the training conditions of its fold. To learn what such a
+prediction lacks, every training condition is asked for in the same way: it is taken out of what
+is known, the closed-form baseline is made without it, and what is left over is the residual to be
+learned. Nothing of a test condition enters but the names of its genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from neuralgraph.core.errors import DataError
+from neuralgraph.systems.hyperbolic_response.baselines import (
+    PREDICTORS,
+    Known,
+    additive,
+    parts,
+    shrunk,
+)
+from neuralgraph.systems.hyperbolic_response.dataset import ConditionSet, Fold, ResponseData
+from neuralgraph.systems.hyperbolic_response.gene_graph import GeneGraph
+
+FEATURES = (
+    "shrunk, control exact",
+    "shrunk, control of the population",
+    "own gene falls to zero",
+    "own gene as in the baseline",
+    "direct targets in the graph",
+    "neighbourhood in the graph",
+    "agreeing parts overlap",
+    "opposing parts cancel",
+    "product of the parts",
+)
+"""Gene-wise directions a residual is composed of, in the order of ``Tasks.feature``."""
+N_SCALAR = 5
+"""Numbers that describe a question as a whole, ``Tasks.scalar``."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Questions of every form and fold; V forms, F folds, T questions (padded), G genes.
+
+    Form 0 measures against all controls, for prediction and truth alike; form r > 0 against the
+    prediction half of the controls in cut r - 1.
+
+    Args:
+        base: Closed-form baseline, ``(V, F, T, G)``.
+        target: Measured response, the same shape; 0 for test questions.
+        feature: Directions of the residual, ``(V, F, T, G, K)``.
+        scalar: Numbers of the question as a whole, ``(V, F, T, N_SCALAR)``.
+        value: Responses (of single genes) or departures from additivity (of combinations) of the
+            other training conditions, ``(V, F, C, G)``, what attention mixes.
+        value_hot: Their perturbed genes, ``(F, C, P)``.
+        is_open: Which of them a question may look at, ``(F, T, C)`` bool.
+        hot: Perturbed genes of the questions, ``(F, T, P)``.
+        loading: Orthonormal directions of the responses in training, ``(V, F, G, L)``.
+        weight: 1 / mean squared residual of the baseline, 0 for padding, ``(V, F, T)``.
+        noise: Sampling variance of a measured response, ``(V, F, G)``.
+        is_full: Whether every gene of a question was perturbed alone, ``(F, T)`` bool.
+        chunk: Member of the ensemble that never learns from a question, ``(F, T)`` long.
+        is_real: Padding is False, ``(F, T)`` bool.
+    """
+
+    base: Tensor
+    target: Tensor
+    feature: Tensor
+    scalar: Tensor
+    value: Tensor
+    value_hot: Tensor
+    is_open: Tensor
+    hot: Tensor
+    loading: Tensor
+    weight: Tensor
+    noise: Tensor
+    is_full: Tensor
+    chunk: Tensor
+    is_real: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tasks:
+        """A copy on a device, in a float type."""
+        return replace(
+            self,
+            **{
+                f.name: getattr(self, f.name).to(
+                    device=device,
+                    dtype=dtype if getattr(self, f.name).is_floating_point() else None,
+                )
+                for f in fields(self)
+            },
+        )
+
+    @property
+    def n_question(self) -> int:
+        """Questions, padding not counted."""
+        return int(self.is_real.sum())
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """How questions are made.
+
+    Args:
+        baseline: Closed-form predictor the residual stands on, a name in ``PREDICTORS``.
+        n_loading: Directions of the responses in training.
+        n_chunk: Members of the ensemble; each never learns from its share of the questions.
+    """
+
+    baseline: str
+    n_loading: int
+    n_chunk: int
+
+
+def known_conditions(fold: Fold, form: int, chosen: ConditionSet | None = None) -> Known:
+    """What a predictor may know in a fold: its training (and validation) conditions.
+
+    Args:
+        fold: The fold.
+        form: 0 for all controls, r for the prediction half of cut r - 1.
+        chosen: Other conditions than the training ones.
+    """
+    sets = [chosen] if chosen is not None else [fold.train, fold.validation]
+    sets = [part for part in sets if part is not None]
+    if form == 0:
+        control = torch.cat([part.control_shared for part in sets])
+    else:
+        control = torch.cat([part.control[form - 1] for part in sets])
+    mean = torch.cat([part.mean for part in sets])
+    context = torch.cat([part.context for part in sets])
+    levels = fold.control_mean_shared if form == 0 else fold.control_mean
+    level = levels.clone().double()
+    for place in context.unique().tolist():  # controls matched by batch: their mean in the type
+        level[place] = control[context == place].double().mean(0)
+    return Known(
+        delta=(mean - control).double(),
+        variance=torch.cat([part.variance for part in sets]).double(),
+        hot=(torch.cat([part.multi_hot for part in sets]) > 0).double(),
+        context=context,
+        control=level,
+        control_variance=_control_variance(fold, len(level), "all" if form == 0 else "prediction"),
+        gene_of=torch.zeros(0, dtype=torch.long),
+    )
+
+
+def _control_variance(fold: Fold, n_context: int, half: str) -> Tensor:
+    """Sampling variance of the control means, ``(n_context, G)``."""
+    found = []
+    for place in range(n_context):
+        cells = fold.control_cells(half, place)  # type: ignore[arg-type]
+        if len(cells) < 2:
+            cells = fold.control_cells(half)  # type: ignore[arg-type]
+        found.append(cells.double().var(0) / len(cells))
+    return torch.stack(found)
+
+
+def measured_column(data: ResponseData, fold: Fold) -> Tensor:
+    """Column of each perturbed gene among the response genes of a fold, -1 for none, ``(P,)``."""
+    place = {name: i for i, name in enumerate(fold.gene_names)}
+    return torch.tensor([place.get(name, -1) for name in data.perturbations], dtype=torch.long)
+
+
+class Builder:
+    """Makes questions of a data set, with everything that depends on folds made once.
+
+    Args:
+        data: The data.
+        settings: How.
+    """
+
+    def __init__(self, data: ResponseData, settings: TaskSettings) -> None:
+        self.data, self.settings = data, settings
+        self.n_form = 1 + data.n_control_split
+        graph = data.graph
+        self.reach = _reach(graph)
+        node = data.spec.perturbation_node.cpu()
+        self.orders = [
+            sorted(set((fold.test.multi_hot > 0).sum(1).tolist())) for fold in data.folds
+        ]
+        self.direct = [_direct(graph)[node][:, fold.gene_node.cpu()] for fold in data.folds]
+        self.near = [self.reach[node][:, fold.gene_node.cpu()] for fold in data.folds]
+        self.known = [
+            [self._known(fold, form) for fold in data.folds] for form in range(self.n_form)
+        ]
+        self.rows = [self._asked_rows(fold) for fold in range(len(data.folds))]
+        """Known conditions that serve as questions, by fold."""
+
+    def _known(self, fold: Fold, form: int) -> Known:
+        known = known_conditions(fold, form)
+        return replace(known, gene_of=measured_column(self.data, fold))
+
+    def _inner(self, fold: int, form: int) -> tuple[Known, Tensor]:
+        """What training questions may know, and the measured responses ``(K, G)`` they ask for.
+
+        In a disjoint form the prediction half of the controls is cut once more: one part for what
+        is known, the other for what is asked, as prediction and truth are at test.
+        """
+        known, of = self.known[form][fold], self.data.folds[fold]
+        if form == 0:
+            return known, known.delta
+        sets = [part for part in (of.train, of.validation) if part is not None]
+        mean = torch.cat([part.mean for part in sets]).double()
+        cells = [rows.cpu() for part in sets for rows in part.rows]
+        inputs, targets = self.data.quarters(form - 1)
+        control = self.data.matched_controls(cells, inputs, of.genes.cpu())
+        other = self.data.matched_controls(cells, targets, of.genes.cpu())
+        level = known.control.clone()
+        for place in known.context.unique().tolist():
+            level[place] = control[known.context == place].mean(0)
+        inner = replace(
+            known,
+            delta=mean - control,
+            control=level,
+            control_variance=2 * known.control_variance,
+        )
+        return inner, mean - other
+
+    def _asked_rows(self, fold: int) -> list[int]:
+        order = self.known[0][fold].hot.sum(1)
+        chosen = [i for i in range(len(order)) if int(order[i]) in self.orders[fold]]
+        return chosen if len(chosen) > 1 else list(range(len(order)))
+
+    def training(self) -> Tasks:
+        """Every training condition of the kind that is tested, asked for without itself."""
+        rows = self.rows
+        if max(map(len, rows)) < 2:
+            raise DataError("fewer than two training conditions: nothing to learn a residual from")
+        hot, context = [], []
+        for fold, chosen in enumerate(rows):
+            hot.append(self.known[0][fold].hot[chosen])
+            context.append(self.known[0][fold].context[chosen])
+        return self._tasks(hot, context, rows)
+
+    def asked(self, hot: list[Tensor], context: list[Tensor]) -> Tasks:
+        """Any perturbations, by fold: ``(T, P)`` and ``(T,)`` each; no target is needed."""
+        return self._tasks([(h > 0).double() for h in hot], context, None)
+
+    def test(self) -> Tasks:
+        """The test conditions of every fold."""
+        folds = self.data.folds
+        return self.asked(
+            [fold.test.multi_hot.cpu() for fold in folds],
+            [fold.test.context.cpu() for fold in folds],
+        )
+
+    def _tasks(
+        self, hot: list[Tensor], context: list[Tensor], rows: list[list[int]] | None
+    ) -> Tasks:
+        n_fold, n_form, spec = len(self.data.folds), self.n_form, self.data.spec
+        width = max(max(len(h) for h in hot), 1)
+        n_key = max(len(k.delta) for k in self.known[0])
+        n_gene, n_pert, n_feature = spec.n_gene, spec.n_perturbation, len(FEATURES)
+        n_loading = min(self.settings.n_loading, n_gene, min(len(k.delta) for k in self.known[0]))
+        zeros = torch.zeros
+        double = torch.float64
+        base = zeros(n_form, n_fold, width, n_gene, dtype=double)
+        target, feature = base.clone(), zeros(*base.shape, n_feature, dtype=double)
+        scalar = zeros(n_form, n_fold, width, N_SCALAR, dtype=double)
+        value = zeros(n_form, n_fold, n_key, n_gene, dtype=double)
+        value_hot = zeros(n_fold, n_key, n_pert, dtype=double)
+        is_open = zeros(n_fold, width, n_key, dtype=torch.bool)
+        all_hot = zeros(n_fold, width, n_pert, dtype=double)
+        loading = zeros(n_form, n_fold, n_gene, self.settings.n_loading, dtype=double)
+        weight = zeros(n_form, n_fold, width, dtype=double)
+        noise = zeros(n_form, n_fold, n_gene, dtype=double)
+        is_full, is_real = (zeros(n_fold, width, dtype=torch.bool) for _ in range(2))
+        chunk = zeros(n_fold, width, dtype=torch.long)
+        for f in range(n_fold):
+            first = self.known[0][f]
+            n, n_here = len(hot[f]), len(first.delta)
+            value_hot[f, :n_here] = first.hot
+            all_hot[f, :n] = hot[f]
+            is_real[f, :n] = True
+            chunk[f, :n] = torch.arange(n) % self.settings.n_chunk
+            for t in range(n):
+                asked = hot[f][t]
+                same_order = first.hot.sum(1) == asked.sum()
+                apart = (
+                    (first.hot @ asked) == 0
+                    if float(asked.sum()) == 1
+                    else (first.hot != asked).any(1)
+                )
+                is_open[f, t, :n_here] = same_order & apart
+            for v in range(n_form):
+                known, wanted = self.known[v][f], self.known[v][f].delta
+                if rows is not None:
+                    known, wanted = self._inner(f, v)
+                own = additive(known, known.hot, known.context)
+                value[v, f, :n_here] = torch.where(
+                    (known.hot.sum(1) == 1)[:, None], known.delta, known.delta - own
+                )
+                centred = known.delta - known.delta.mean(0)
+                vectors = torch.linalg.svd(centred, full_matrices=False).Vh
+                loading[v, f, :, :n_loading] = vectors[:n_loading].T
+                noise[v, f] = known.variance.mean(0) + known.control_variance.mean(0)
+                for t in range(n):
+                    here = known
+                    if rows is not None:
+                        single = float(hot[f][t].sum()) == 1
+                        here = known.without(rows[f][t], also_related=single)
+                    question = self._question(here, hot[f][t : t + 1], context[f][t : t + 1], f, v)
+                    base[v, f, t], feature[v, f, t], scalar[v, f, t], full = question
+                    is_full[f, t] = full
+                    if rows is not None:
+                        target[v, f, t] = wanted[rows[f][t]]
+                        left = (target[v, f, t] - base[v, f, t]).square().mean()
+                        weight[v, f, t] = 1 / (left + 1e-2 * noise[v, f].mean() + 1e-12)
+        return Tasks(
+            base, target, feature, scalar, value, value_hot, is_open, all_hot, loading, weight,
+            noise, is_full, chunk, is_real,
+        )  # fmt: skip
+
+    def _question(
+        self, known: Known, hot: Tensor, context: Tensor, fold: int, form: int
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Baseline ``(G,)``, features ``(G, K)``, scalars and whether all parts are known."""
+        base = PREDICTORS[self.settings.baseline](known, hot, context)[0]
+        exact = shrunk(known, control_is_exact=True)
+        population = shrunk(known, control_is_exact=False)
+        clean = exact if form == 0 else population
+        pieces, is_known = parts(clean, hot, context)
+        full = bool((is_known[0] == (hot[0] > 0)).all())
+        column = known.gene_of
+        own = torch.zeros_like(base)
+        touched = [int(column[p]) for p in hot[0].nonzero()[:, 0] if int(column[p]) >= 0]
+        own[touched] = 1.0
+        control = known.control[int(context[0])]
+        scale = self.data.folds[fold].gene_std.double().cpu()
+        direct = (hot @ self.direct[fold])[0] * scale
+        near = (hot @ self.near[fold])[0] * scale
+        overlap, opposed, product = _pairs(pieces[0][hot[0] > 0])
+        features = torch.stack(
+            [
+                additive(exact, hot, context)[0] - base,
+                additive(population, hot, context)[0] - base,
+                -own * control,
+                -own * base,
+                direct,
+                near,
+                overlap,
+                opposed,
+                product,
+            ],
+            dim=-1,
+        )
+        seen = pieces[0][is_known[0]]
+        sizes = seen.norm(dim=-1)
+        unit = seen / sizes[:, None].clamp_min(1e-9)
+        cosine = (unit @ unit.T).triu(1).sum() if len(seen) > 1 else base.new_zeros(())
+        numbers = torch.stack(
+            [
+                hot.sum() - 1,
+                is_known.double().sum() / hot.sum().clamp_min(1),
+                cosine,
+                torch.log1p(sizes.sum()),
+                torch.log1p(sizes.max() - sizes.min()) if len(sizes) else base.new_zeros(()),
+            ]
+        )
+        return base, features, numbers, full
+
+
+def _pairs(pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Symmetric functions of the responses of pairs, ``(n, G)`` to three ``(G,)``.
+
+    Overlap: minus the smaller of two responses of one sign (redundant pathways). Opposed: minus
+    the smaller of two of different sign (the larger wins). Product: a·b / (|a| + |b|).
+    """
+    zero = pieces.new_zeros(pieces.shape[-1])
+    overlap, opposed, product = zero.clone(), zero.clone(), zero.clone()
+    for i in range(len(pieces)):
+        for j in range(i):
+            a, b = pieces[i], pieces[j]
+            small = torch.where(a.abs() < b.abs(), a, b)
+            agree = a * b > 0
+            overlap = overlap - small * agree
+            opposed = opposed - small * ~agree
+            product = product + a * b / (a.abs() + b.abs()).clamp_min(1e-9)
+    return overlap, opposed, product
+
+
+def _direct(graph: GeneGraph) -> Tensor:
+    """Signed weights from regulator to target, ``(n_node, n_node)``; both ways if undirected."""
+    found = torch.zeros(graph.n_node, graph.n_node, dtype=torch.float64)
+    weight = graph.weight.double().cpu()
+    if graph.sign is not None:
+        sign = graph.sign.double().cpu()
+        weight = weight * torch.where(sign == 0, torch.ones_like(sign), sign)
+    source, target = graph.edge_index.cpu()
+    found.index_put_((source, target), weight, accumulate=True)
+    if not graph.is_directed:
+        found.index_put_((target, source), weight, accumulate=True)
+    return found.clamp(-1, 1)
+
+
+def _reach(graph: GeneGraph, *, n_step: int = 3, keep: float = 0.5) -> Tensor:
+    """Signed spread from each node along the graph, without the node itself, ``(n, n)``.
+
+    Sum over paths of up to ``n_step`` edges of the product of signed weights, halved at each step.
+    """
+    step = keep * _direct(graph)
+    total, power = torch.zeros_like(step), torch.eye(len(step), dtype=step.dtype)
+    for _ in range(n_step):
+        power = power @ step
+        total = total + power
+    return total - total.diagonal().diag()
