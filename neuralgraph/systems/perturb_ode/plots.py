@@ -14,6 +14,7 @@ from neuralgraph.systems.perturb_ode.batching import LAYOUTS, Variances, effect_
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
+from neuralgraph.systems.perturb_ode.sequential import CommonChange, DayPairs
 from neuralgraph.viz.figure import Figure
 
 if TYPE_CHECKING:
@@ -234,3 +235,88 @@ def plan_figure(
             "Left: more cells at the same ratio of controls; a curve that levels off has met what "
             "only batches can lower. Right: more batches at the same number of cells.",
         )  # fmt: skip
+
+
+VERDICT_MARKS = {"settled": "o", "moving": "s", "undecided": "D"}
+
+
+class MovementReporter:
+    """Changes between sequential days beside their null, and the verdict of each condition."""
+
+    def figures(
+        self,
+        model: CommonChange,
+        data: DayPairs,
+        truth: Truth | None,
+        scorecard: Scorecard,
+        folder: Path,
+    ) -> Iterator[Figure]:
+        """Draw into ``folder/figures``."""
+        from neuralgraph.viz import style
+
+        out = folder / "figures"
+        metrics, facts = scorecard.metrics, scorecard.facts
+        steps: list[str] = facts["steps"]
+        keys = [step.replace(" → ", "_") for step in steps]
+        with style.house():
+            figure = style.canvas(height=3.3)
+            raw, parts = figure.subplots(1, 2)
+            position = list(range(len(steps)))
+            change = data.batch(data.starts(1)).change.abs()
+            weight = data.batch(data.starts(1)).weight.expand_as(change) > 0
+            values = [change[:, s][weight[:, s]].tolist() for s in position]
+            raw.violinplot(values, position, widths=0.8, showextrema=False)
+            for name, mark, text in (
+                ("mean_abs_lfc", "o", "mean"),
+                ("null_mean_abs_lfc", "_", "mean, shuffled days"),
+            ):
+                raw.plot(
+                    position, [metrics[f"{name}_{k}"] for k in keys], mark, color=style.INK,
+                    ms=5 if mark == "o" else 18, label=text,
+                )  # fmt: skip
+            raw.set_xticks(position, [f"day {s}" for s in steps])
+            raw.set(ylabel="|log2 fold change|", ylim=(0, None))
+            raw.set_title("Raw")
+            raw.legend(loc="upper right")
+            for name, text in (("common_rms", "common to all"), ("specific_rms", "of its own")):
+                parts.plot(position, [metrics[f"{name}_{k}"] for k in keys], "o-", label=text)
+            parts.set_xticks(position, [f"day {s}" for s in steps])
+            parts.set(ylabel="root mean square, log2", ylim=(0, None))
+            parts.set_title("Noise taken out")
+            parts.legend(loc="lower left")
+            yield style.save(
+                figure, out / "lfc.png", "Change between sequential days",
+                "Left: absolute log2 fold changes of all conditions and genes; most of it is there "
+                "under shuffled days too. Right: the part all conditions share (drift, or each "
+                "day's own library) and what a condition does alone.",
+            )  # fmt: skip
+
+            rows = facts["by_condition"]
+            names = sorted(rows, key=lambda n: rows[n]["excess"][-1])
+            figure = style.canvas(width=5.6, height=0.9 + 0.26 * len(names))
+            ax = figure.add_subplot()
+            for i, name in enumerate(names):
+                row = rows[name]
+                colour = {
+                    "settled": style.GREEN, "moving": style.VERMILION, "undecided": style.SOFT,
+                }[row["verdict"]]  # fmt: skip
+                ax.plot([row["low"][-1], row["high"][-1]], [i, i], color=colour, lw=1.6)
+                ax.plot(row["excess"][-1], i, VERDICT_MARKS[row["verdict"]], color=colour, ms=5)
+            ax.axvline(facts["margin"], color=style.INK, ls="--", lw=1)
+            ax.set_yticks(range(len(names)), names)
+            ax.set(xlim=(0, None), ylim=(-0.6, len(names) - 0.4))
+            ax.set_xlabel(f"change of its own, day {steps[-1]}, log2")
+            for verdict, mark in VERDICT_MARKS.items():
+                if any(row["verdict"] == verdict for row in rows.values()):
+                    colour = {"settled": style.GREEN, "moving": style.VERMILION}.get(
+                        verdict, style.SOFT
+                    )
+                    ax.plot([], [], mark, color=colour, label=verdict)
+            figure.legend(loc="outside upper right", ncols=3)
+            yield style.save(
+                figure, out / "verdicts.png", "Has it come to rest?",
+                "Change between the last two days that other conditions do not share (root mean "
+                "square over genes, noise taken out) with its interval over resampled cells. "
+                "Settled: the interval ends below the dashed margin. Moving: above 0. Few cells "
+                "leave it undecided.",
+            )  # fmt: skip
