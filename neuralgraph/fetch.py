@@ -151,6 +151,63 @@ SOURCES: dict[str, Source] = {
             licence="no licence file at the origin: for your own use, not for redistribution",
         ),
         Source(
+            name="norman19",
+            title="perturbation screens: K562 under CRISPR activation of one or two genes (Norman "
+            "2019) and three glioblastoma lines (McFaline 2023); 5,961 cells, 500 genes, log1p",
+            url="https://raw.githubusercontent.com/altoslabs/perturbench/"
+            "4dd6a03c54ef348f6be6e46e21ea7f80eb2daaa2/src/perturbench/data/resources/devel.h5ad",
+            sha256="220998f5630c813228c8661c86dd52244b9ac87127511289af90e0d900d8429b",
+            files=(
+                DataFile(
+                    "norman19_mcfaline23/norman19_mcfaline23_devel.h5ad",
+                    "220998f5630c813228c8661c86dd52244b9ac87127511289af90e0d900d8429b",
+                ),
+            ),
+            licence="BSD-3-Clause (PerturBench)",
+        ),
+        Source(
+            # The 299 genes of papalexi21_lowmoi.h5ad come from an R package (sceptredata) and have
+            # no public address in this format; this is the whole screen, see papalexi21_full.yaml.
+            name="papalexi21",
+            title="ECCITE-seq of THP-1 with 25 knock-outs (Papalexi 2021), all genes, as "
+            "harmonised by scPerturb; for simulator=papalexi21_full",
+            url="https://zenodo.org/records/13350497/files/PapalexiSatija2021_eccite_RNA.h5ad",
+            sha256="03e9602d124c261281936717d5795445805e6e704a52b0310bcde94225aa0929",
+            files=(
+                DataFile(
+                    "papalexi21/PapalexiSatija2021_eccite_RNA.h5ad",
+                    "03e9602d124c261281936717d5795445805e6e704a52b0310bcde94225aa0929",
+                ),
+            ),
+            licence="as stated at zenodo.org/records/13350497",
+        ),
+        Source(
+            name="papalexi21_protein",
+            title="the four surface proteins measured in the cells of papalexi21",
+            url="https://zenodo.org/records/13350497/files/PapalexiSatija2021_eccite_protein.h5ad",
+            sha256="e1e293c75dfebe09301bf32093703cfd5f50c17d6fb53144d8213e52e0e4e150",
+            files=(
+                DataFile(
+                    "papalexi21/PapalexiSatija2021_eccite_protein.h5ad",
+                    "e1e293c75dfebe09301bf32093703cfd5f50c17d6fb53144d8213e52e0e4e150",
+                ),
+            ),
+            licence="as stated at zenodo.org/records/13350497",
+        ),
+        Source(
+            name="trrust",
+            title="TRRUST v2: 8,427 regulations of human genes by transcription factors, with sign",
+            url="https://www.grnpedia.org/trrust/data/trrust_rawdata.human.tsv",
+            sha256="9b909319ccc8e36588b5a1bd3640e0dfba03936c6fc154cc4304d742bec11bed",
+            files=(
+                DataFile(
+                    "trrust/trrust_human.tsv",
+                    "9b909319ccc8e36588b5a1bd3640e0dfba03936c6fc154cc4304d742bec11bed",
+                ),
+            ),
+            licence="CC BY-SA 4.0",
+        ),
+        Source(
             name="bigg",
             title="SBML of three genome-scale metabolic models: textbook (E. coli core), iJO1366, "
             "salmonella; structure only",

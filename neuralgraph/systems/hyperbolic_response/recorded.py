@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, Natural
-from neuralgraph.core.data_home import find_data
-from neuralgraph.core.errors import ConfigError, DataError, nearest
+from neuralgraph.core.data_home import data_folders, find_data
+from neuralgraph.core.errors import ConfigError, DataError, MissingDataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.hyperbolic_response.labels import (
@@ -33,7 +34,7 @@ LARGEST_LOG1P = 15.0
 
 
 class RecordedScreen:
-    """Cells of a perturbation screen with their labels. Measured: it has no truth.
+    r"""Cells of a perturbation screen with their labels. Measured: it has no truth.
 
     The seed chooses the cells that stay where ``max_cells`` is set, and nothing else. Nothing is
     fitted here: filters look at one cell at a time.
@@ -44,6 +45,8 @@ class RecordedScreen:
         expression: ``counts``, ``log1p`` (of normalised counts), or ``auto`` to find out.
         perturbation_column: Column of ``obs`` that names the perturbation of each cell.
         control_label: Its value for unperturbed cells.
+        strip: Regular expression removed from labels, such as ``g\d+$`` of guides; ``null`` for
+            none.
         combination_separator: What joins the genes of a combination, ``auto`` for ``+`` or ``_``,
             ``null`` where labels are single genes.
         target_map: JSON or table of genes by label (see
@@ -69,6 +72,7 @@ class RecordedScreen:
         expression: Expression,
         perturbation_column: str,
         control_label: str,
+        strip: str | None,
         combination_separator: str | None,
         target_map: str | None,
         cell_type_column: str | None,
@@ -89,6 +93,12 @@ class RecordedScreen:
             raise ConfigError(f"simulator.max_cells must be at least 20, got {max_cells}")
         self.path, self.layer, self.expression = path, layer, expression
         self.perturbation_column, self.control_label = perturbation_column, control_label
+        try:
+            self.strip = None if strip is None else re.compile(strip)
+        except re.error as error:
+            raise ConfigError(
+                f"simulator.strip is no regular expression: {strip!r} ({error})"
+            ) from None
         self.combination_separator, self.target_map = combination_separator, target_map
         self.cell_type_column, self.batch_column = cell_type_column, batch_column
         self.gene_column, self.protein, self.keep = gene_column, protein, dict(keep)
@@ -105,7 +115,7 @@ class RecordedScreen:
         import anndata
         import numpy as np
 
-        path = find_data(self.path)
+        path = find_screen(self.path)
         target_map = (
             None if self.target_map is None else read_target_map(find_data(self.target_map))
         )
@@ -117,6 +127,8 @@ class RecordedScreen:
             raise DataError(f"{path} cannot be read as .h5ad: {error}") from error
         names = gene_names(cells, self.gene_column)
         label = labels_of(cells, self.perturbation_column, self.control_label)
+        if self.strip is not None:
+            label = np.array([self.strip.sub("", key) for key in label], dtype=object)
         is_kept = self._kept(cells)
         matrix = matrix_of(cells, self.layer, path.name)
         kind = expression_kind(matrix, self.expression, path.name)
@@ -286,6 +298,21 @@ class RecordedScreen:
         if not np.isfinite(values).all():
             raise DataError(f"the protein values of {self.protein} hold NaN or infinity")
         return torch.from_numpy(values), everywhere
+
+
+def find_screen(name: str) -> Path:
+    """:func:`~neuralgraph.core.data_home.find_data`, which also says what lies beside it."""
+    try:
+        return find_data(name)
+    except MissingDataError as error:
+        folders = [folder / Path(name).parent for folder in data_folders()]
+        beside = sorted({p.name for f in folders if f.is_dir() for p in f.glob("*.h5ad")})
+        if not beside:
+            raise
+        raise MissingDataError(
+            f"{error}; the folder holds {', '.join(beside[:5])}: name one with simulator.path, "
+            "and its columns and labels"
+        ) from None
 
 
 def obs_column(cells: anndata.AnnData, name: str) -> Any:
