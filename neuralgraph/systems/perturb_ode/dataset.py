@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuralgraph.core.bounds import Positive
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
+from neuralgraph.systems.perturb_ode.stationarity import last_change, settled
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class ScreenBatch:
         encoded: Target in the coordinates of the field, ``(F, B, T, d)``.
         decoder: Genes from coordinates, ``(F, d, G)``, ``None`` where coordinates are genes.
         offset: Gene values at the origin of the coordinates, ``(F, G)``.
+        gate: Whether a condition counts as settled on the last day, ``(F, B)``.
         medium: 1 for the medium of a condition, ``(B, n_medium)``; 0 throughout for the usual one.
         halves: Measured states of two independent halves, ``(F, B, T, 2, d)``, where there are any.
         count: Counts of libraries, ``(B, T, n_library, G)``, where they were counted.
@@ -73,6 +76,7 @@ class ScreenBatch:
     encoded: Tensor
     decoder: Tensor | None
     offset: Tensor | None
+    gate: Tensor
     medium: Tensor
     halves: Tensor | None = None
     count: Tensor | None = None
@@ -95,10 +99,17 @@ class ScreenData:
         recording: Expression by condition and day, with its interventions as inputs.
         given: What the learner is told (``is_edge`` or nothing).
         weighting: ``uniform``, or ``inverse_variance`` of the measurement.
+        gate_margin: Own change between the last two days below which a condition may be asked to
+            rest by ``steady_gated``, expression units (root mean square over genes).
     """
 
     def __init__(
-        self, recording: Recording, given: Mapping[str, Tensor], *, weighting: str
+        self,
+        recording: Recording,
+        given: Mapping[str, Tensor],
+        *,
+        weighting: str,
+        gate_margin: Positive,
     ) -> None:
         if weighting not in ("uniform", "inverse_variance"):
             raise ConfigError(f"weighting must be uniform or inverse_variance, got '{weighting}'")
@@ -138,6 +149,12 @@ class ScreenData:
             encoded=recording.state[None, :, 1:],
             decoder=None,
             offset=None,
+            gate=settled(
+                *last_change(recording.state[:, 1:], recording.inputs["variance"][:, 1:]),
+                (~is_test)[None],
+                measured,
+                margin=gate_margin,
+            ),
             medium=recording.inputs["medium"][:, 0],
             halves=_later(recording, "halves", lead=True),
             count=_later(recording, "count"),
@@ -183,6 +200,7 @@ class ScreenData:
             weight=everything.weight[index],
             is_train=everything.is_train[:, index],
             is_control=everything.is_control[index],
+            gate=everything.gate[:, index],
             production=everything.production[index],
             regulation=everything.regulation[index],
             encoded=everything.encoded[:, index],

@@ -9,11 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from neuralgraph.core.bounds import Count
+from neuralgraph.core.bounds import Count, Positive
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
 from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
 from neuralgraph.systems.perturb_ode.reference import Series
+from neuralgraph.systems.perturb_ode.stationarity import last_change, settled
 
 
 class FoldedSeries:
@@ -30,6 +31,8 @@ class FoldedSeries:
         given: Nothing is given here.
         n_component: Components the field lives in.
         has_inner: Whether the inner folds are trained.
+        gate_margin: Own change between the last two days below which a condition may be asked to
+            rest by ``steady_gated``, units of log expression (root mean square over genes).
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class FoldedSeries:
         *,
         n_component: Count,
         has_inner: bool,
+        gate_margin: Positive,
     ) -> None:
         n_run, n_time, n_gene = recording.state.shape
         self.conditions: list[str] = list(recording.provenance["conditions"])
@@ -94,6 +98,12 @@ class FoldedSeries:
             encoded=encoded[:, :, 1:],
             decoder=basis,
             offset=origin,
+            gate=settled(
+                *last_change(recording.state, recording.inputs["variance"]),
+                is_train,
+                self.series.measured,
+                margin=gate_margin,
+            ),
             medium=recording.inputs["medium"][:, 0],
             halves=torch.einsum(
                 "fbtkg,fdg->fbtkd",

@@ -16,7 +16,17 @@ from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
 
 FIELDS = ("free", "production_decay", "hill")
 MEDIA = ("additive", "film")
-TERMS = ("steady_control", "steady_perturbed", "kinetic", "steady_first_day", "weight_l2")
+TERMS = (
+    "steady_control",
+    "steady_perturbed",
+    "steady_decay",
+    "steady_split",
+    "steady_gated",
+    "steady_rollout",
+    "kinetic",
+    "steady_first_day",
+    "weight_l2",
+)
 """What an arm may add to the data loss (see :class:`.loss.ScreenObjective`)."""
 
 FLOOR = 1e-3
@@ -85,6 +95,13 @@ class FieldEnsemble(nn.Module):
                 "components: use field=free"
             )
         _check_arms(arms)
+        if not spec.has_interventions:
+            decay = [arm for arm, terms in arms.items() if (terms or {}).get("steady_decay")]
+            if decay:
+                raise ConfigError(
+                    f"the arms {decay} measure rest in units of decay, which the field has where "
+                    "coordinates are genes: leave steady_decay out"
+                )
         unknown = set(n_seed_of or {}) - set(arms)
         if unknown:
             raise ConfigError(f"n_seed_of names arms that are not there: {sorted(unknown)}")

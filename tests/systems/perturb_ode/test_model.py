@@ -39,7 +39,7 @@ def screen():
 
 @pytest.fixture
 def data(screen):
-    return ScreenData(screen[0], {}, weighting="uniform")
+    return ScreenData(screen[0], {}, weighting="uniform", gate_margin=0.1)
 
 
 def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
@@ -57,7 +57,9 @@ def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
 
 
 def fit(model, data, n_epochs=15):
-    session = Session(model, data, ScreenObjective(), seed=0)
+    session = Session(
+        model, data, ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0), seed=0
+    )
     train_arms(session, n_epochs=n_epochs, learning_rate=1e-2, clip_norm=1.0, curve_every=5)
     return session
 
@@ -101,7 +103,7 @@ def test_training_does_not_read_what_is_held_out(screen):
     other = replace(recording, state=changed)
     models = []
     for one in (recording, other):
-        data = ScreenData(one, {}, weighting="uniform")
+        data = ScreenData(one, {}, weighting="uniform", gate_margin=0.1)
         model = ensemble(data)
         fit(model, data)
         models.append(model)
@@ -143,7 +145,7 @@ def test_a_field_at_rest_pays_nothing_and_the_wrong_day_pays_on_another_day(data
         "all": {"kinetic": 1.0},
     }
     model = ensemble(data, arms=arms, n_seed=1)
-    objective = ScreenObjective()
+    objective = ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0)
     objective.prepare(data)
     batch = data.batch(data.starts(1))
     terms = objective.arm_terms(model, batch)
@@ -166,9 +168,9 @@ def test_what_cannot_be_asked_is_refused(data, screen):
     with pytest.raises(ConfigError, match="must hold 'standard'"):
         ensemble(data, arms={"ssP": {"steady_perturbed": 1.0}})
     recording, _ = HillScreen(**{**SCREEN, "has_control": False}).simulate(3)
-    without = ScreenData(recording, {}, weighting="uniform")
+    without = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
     model = ensemble(without)
-    objective = ScreenObjective()
+    objective = ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0)
     objective.prepare(without)
     with pytest.raises(ConfigError, match=r"\['both'\].*unperturbed"):
         objective(model, without.batch(without.starts(1)))
@@ -178,7 +180,7 @@ def test_what_cannot_be_asked_is_refused(data, screen):
 
 def test_inverse_variance_keeps_the_size_of_the_data_loss(screen):
     recording, _ = screen
-    data = ScreenData(recording, {}, weighting="inverse_variance")
+    data = ScreenData(recording, {}, weighting="inverse_variance", gate_margin=0.1)
     batch = data.batch(data.starts(1))
     measured = data.knocked_out[data.train_index] == 0
     weight = batch.weight.movedim(1, 2)[measured]

@@ -130,7 +130,7 @@ def test_nothing_of_a_held_out_condition_but_its_first_day_enters_its_prediction
 
 def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
     recording = read(cells[0])
-    data = FoldedSeries(recording, {}, n_component=3, has_inner=True)
+    data = FoldedSeries(recording, {}, n_component=3, has_inner=True, gate_margin=0.1)
     assert len(data.left_out) == 4 + 6 and sum(data.spec.is_inner) == 6
     fold = data.left_out.index((1, 3))
     assert data.everything().is_train[fold].tolist() == [True, False, True, False]
@@ -139,7 +139,9 @@ def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
     changed = recording.state.clone()
     changed[1] += 1.0
     without = [i for i, rows in enumerate(data.left_out) if 1 in rows]
-    moved = FoldedSeries(replace(recording, state=changed), {}, n_component=3, has_inner=True)
+    moved = FoldedSeries(
+        replace(recording, state=changed), {}, n_component=3, has_inner=True, gate_margin=0.1
+    )
     torch.testing.assert_close(moved.everything().decoder[fold], data.everything().decoder[fold])
     torch.testing.assert_close(
         moved.everything().encoded[fold, [0, 2]], data.everything().encoded[fold, [0, 2]]
