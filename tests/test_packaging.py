@@ -88,6 +88,7 @@ def test_every_third_party_import_is_declared():
         "hydra": "hydra-core",
         "yaml": "pyyaml",
         "PIL": "pillow",
+        "ot": "pot",
         "cycler": "matplotlib",  # split out of it, and always with it
     }
     declared = {
