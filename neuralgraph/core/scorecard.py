@@ -56,12 +56,17 @@ class Scorecard:
             self.add(name, value)
 
     def ordered(self) -> list[tuple[str, float]]:
-        """Metrics as a reader wants them: the primary one, those with a baseline, the rest."""
+        """Metrics as a reader wants them: the primary one, those with a baseline, the rest.
+
+        Those listed in ``facts["detail"]`` (bounds of intervals, scores that stand beside others)
+        are left to ``scorecard.json``.
+        """
+        detail = set(self.facts.get("detail", ()))
         baselines = self.facts.get("baselines", {})
         primary = self.provenance.get("primary_metric")
         rank = {True: 1, False: 2}
         return sorted(
-            self.metrics.items(),
+            (item for item in self.metrics.items() if item[0] not in detail),
             key=lambda item: 0 if item[0] == primary else rank[item[0] in baselines],
         )
 
