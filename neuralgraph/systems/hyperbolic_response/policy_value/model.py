@@ -62,6 +62,8 @@ class HyperPerturbModel(nn.Module):
         n_encoded: Dimension after the second (256).
         n_head: Dimension of the convolutions of the heads (128).
         dropout: Share of tangent coordinates left out in training.
+        skip: Whether the last linear map of each head sees a gene's own features too, past four
+            rounds of averaging over neighbours (the document: false).
         signed: Whether there is a head for the direction of effects.
         generator: Source of the initial weights.
 
@@ -81,6 +83,7 @@ class HyperPerturbModel(nn.Module):
         n_encoded: Count,
         n_head: Count,
         dropout: Part,
+        skip: bool,
         signed: bool,
         generator: torch.Generator,
     ) -> None:
@@ -96,10 +99,12 @@ class HyperPerturbModel(nn.Module):
         self.norm = nn.LayerNorm(n_hidden)
         self.encode_2 = HyperbolicGraphConv(space, n_hidden, n_encoded, generator=generator)
         self.policy_conv = HyperbolicGraphConv(space, n_encoded, n_head, generator=generator)
-        self.policy_out = _linear(n_head, spec.n_perturbation, generator)
+        n_last = n_head + n_in if skip else n_head
+        self.skip = skip
+        self.policy_out = _linear(n_last, spec.n_perturbation, generator)
         self.value_conv = HyperbolicGraphConv(space, n_encoded, n_head, generator=generator)
-        self.value_out = _linear(n_head, 1, generator)
-        self.signed_out = _linear(n_head, spec.n_perturbation, generator) if signed else None
+        self.value_out = _linear(n_last, 1, generator)
+        self.signed_out = _linear(n_last, spec.n_perturbation, generator) if signed else None
         self.dropout = nn.Dropout(dropout)
 
     def features(self, context: Tensor) -> Tensor:
@@ -122,8 +127,12 @@ class HyperPerturbModel(nn.Module):
         index, weight = self.get_buffer("edge_index"), self.get_buffer("edge_weight")
         genes = self.get_buffer("gene_node")
         x = self.encode(context)
-        policy = torch.relu(self.space.logmap0(self.policy_conv(x, index, weight)))[:, genes]
-        value = torch.relu(self.space.logmap0(self.value_conv(x, index, weight)))[:, genes]
+        policy = torch.relu(self.space.logmap0(self.policy_conv(x, index, weight)))
+        value = torch.relu(self.space.logmap0(self.value_conv(x, index, weight)))
+        if self.skip:
+            own = self.features(context)
+            policy, value = (torch.cat([head, own], -1) for head in (policy, value))
+        policy, value = policy[:, genes], value[:, genes]
         signed = None
         if self.signed_out is not None:
             signed = self.signed_out(policy).transpose(1, 2)
