@@ -75,7 +75,7 @@ def test_a_map_entry_that_says_nothing_is_refused(tmp_path, entry):
 def test_a_table_without_its_columns_lists_what_it_has(tmp_path):
     path = tmp_path / "map.tsv"
     path.write_text("name\tgene\nk\tG\n")
-    with pytest.raises(DataError, match="needs a label column .*it has name, gene"):
+    with pytest.raises(DataError, match=r"needs a label column .*it has name, gene"):
         read_target_map(path)
 
 

@@ -92,7 +92,7 @@ def test_keep_chooses_cells(make_cells, read):
 
 def test_few_cells_leave_and_are_named(make_cells, read):
     cells = make_cells()
-    chosen = np.flatnonzero(cells.obs["perturbation"] != "G2").tolist() + [61, 62]
+    chosen = [*np.flatnonzero(cells.obs["perturbation"] != "G2").tolist(), 61, 62]
     recording = read(cells[sorted(chosen)].copy())
     assert "G2" not in recording.provenance["conditions"]
     assert any("G2" in note for note in recording.provenance["notes"])
@@ -147,7 +147,7 @@ def test_controls_alone_cannot_fill_the_room():
 
 
 def test_an_absent_label_column_lists_the_columns(make_cells, read):
-    with pytest.raises(DataError, match="no column 'condition'.*perturbation, lane, type"):
+    with pytest.raises(DataError, match=r"no column 'condition'.*perturbation, lane, type"):
         read(make_cells(), perturbation_column="condition")
 
 
@@ -187,7 +187,7 @@ def test_scaled_values_are_refused(make_cells, read):
         read(cells)
     cells.layers["counts"] = make_cells().X
     assert read(cells, layer="counts").provenance["expression"] == "counts"
-    with pytest.raises(DataError, match="no layer 'count'.*'counts'"):
+    with pytest.raises(DataError, match=r"no layer 'count'.*'counts'"):
         read(cells, layer="count")
 
 
@@ -207,7 +207,7 @@ def test_log1p_where_counts_were_promised_is_refused(make_cells, read):
 def test_normalised_values_without_log_are_refused(make_cells, read):
     cells = make_cells()
     cells.X = cells.X / cells.X.sum(1, keepdims=True) * 1e4
-    with pytest.raises(DataError, match="neither counts .* nor log1p"):
+    with pytest.raises(DataError, match=r"neither counts .* nor log1p"):
         read(cells)
 
 
@@ -224,7 +224,7 @@ def test_gene_names_that_occur_twice_are_refused(make_cells, read):
     cells.var["symbol"] = ["A", "A", *[f"S{i}" for i in range(10)]]
     with pytest.raises(DataError, match="1 occur twice or more: A"):
         read(cells, gene_column="symbol")
-    with pytest.raises(DataError, match="var has no column 'symbl'.*'symbol'"):
+    with pytest.raises(DataError, match=r"var has no column 'symbl'.*'symbol'"):
         read(cells, gene_column="symbl")
 
 
