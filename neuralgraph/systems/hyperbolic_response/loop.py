@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neuralgraph.core.bounds import Natural, NotNegative, Positive
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.training.session import Session
 
@@ -17,6 +17,7 @@ def train_residual(
     learning_rate: NotNegative,
     final_rate: NotNegative,
     clip_norm: Positive | None,
+    consider_every: Count,
 ) -> None:
     """Shrinkage by theory, the rest by descent on every question, then gate and noise.
 
@@ -28,6 +29,8 @@ def train_residual(
         learning_rate: Step size of Adam at the start.
         final_rate: Step size at the end; it falls along a line.
         clip_norm: Largest gradient norm of each parameter of each single model, ``None`` for none.
+        consider_every: Steps between two looks at held-out questions; the weights that serve them
+            best are kept, for each form and fold.
     """
     model: Any = session.model
     objective: Any = session.objective
@@ -37,6 +40,7 @@ def train_residual(
     with session.phase("shrinkage", train={}) as phase:
         for _ in phase.epochs(1):
             model.trust_shrinkage()
+            model.consider(tasks)
     with session.phase("residual", train={"weight": learning_rate}) as phase:
         for epoch in phase.epochs(n_epochs):
             share = epoch / max(n_epochs - 1, 1)
@@ -45,6 +49,8 @@ def train_residual(
                 group["lr"] = learning_rate + share * (final_rate - learning_rate)
             terms = session.step(tasks)
             session.log(relative_error=float(terms.loss.detach()) / model.n_model)
+            if (epoch + 1) % consider_every == 0 or epoch == n_epochs - 1:
+                session.log(held_out_error=float(model.consider(tasks).mean()))
     with session.phase("gate", train={}) as phase:
         for _ in phase.epochs(1):
             model.eval()

@@ -17,11 +17,11 @@ class ResidualObjective:
 
     :math:`\sum_{models} \mathrm{mean}_{i}\; |\delta_i - b_i - r_i|^2 / |\delta_i - b_i|^2` over
     the training conditions i that a member of the ensemble may learn from, plus ``pull`` times the
-    squared distance of the weights from their start. Each model's term is 1 at the start; models
-    are summed, so that none feels another.
+    squared distance of the weights from where training begins. Each model's term is 1 at the
+    start; models are summed, so that none feels another.
 
     Args:
-        pull: Weight of the distance from the start.
+        pull: Weight of that distance.
     """
 
     def __init__(self, *, pull: NotNegative) -> None:
@@ -58,7 +58,7 @@ class ResidualObjective:
         terms = Terms(total.sum())
         if self.pull > 0:
             away = [
-                (value - getattr(model, f"start_{name}")).square().sum()
+                (value - model.get_buffer(f"anchor_{name}")).square().sum()
                 for name, value in model.weight.items()
             ]
             terms.add("pull", torch.stack(away).sum(), self.pull)

@@ -15,6 +15,8 @@ from neuralgraph.systems.hyperbolic_response.baselines import PREDICTORS
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseSpec
 from neuralgraph.systems.hyperbolic_response.tasks import FEATURES, N_SCALAR, Tasks, TaskSettings
 
+GROUPS = ("full", "partial")
+"""Questions all of whose genes were perturbed alone, and the others: chosen for apart."""
 N_NOISE = 4
 """Numbers of the calibrated variance, see :meth:`ResponseModel.spread`."""
 
@@ -91,8 +93,8 @@ class ResponseModel(nn.Module):
 
     def __init__(
         self,
-        *,
         spec: ResponseSpec,
+        *,
         generator: torch.Generator,
         manifold: ManifoldName,
         baseline: str,
@@ -144,6 +146,9 @@ class ResponseModel(nn.Module):
         self.weight = nn.ParameterDict(weights)
         for name, value in weights.items():
             self.register_buffer(f"start_{name}", value.detach().clone())
+            self.register_buffer(f"anchor_{name}", value.detach().clone())
+            for group in GROUPS:
+                self.register_buffer(f"{group}_{name}", value.detach().clone())
         self._kept: tuple[Tasks, tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("gate", torch.zeros(self.n_form, self.n_fold, 2))
         noise = torch.zeros(self.n_form, self.n_fold, N_NOISE)
@@ -155,10 +160,15 @@ class ResponseModel(nn.Module):
         """Models trained side by side."""
         return self.n_form * self.n_fold * self.n_member
 
-    def members(self, tasks: Tasks) -> Tensor:
-        """Residual of every member, ``(V, F, M, T, G)``; exactly 0 before training."""
+    def members(self, tasks: Tasks, weight: dict[str, Tensor] | None = None) -> Tensor:
+        """Residual of every member, ``(V, F, M, T, G)``; exactly 0 before training.
+
+        Args:
+            tasks: Questions.
+            weight: Weights by name; those in training, where ``None``.
+        """
         before = self._before(tasks)
-        now = self._code(tasks, dict(self.weight.items()))
+        now = self._code(tasks, dict(self.weight.items()) if weight is None else weight)
         direction, loading, borrowed = (a - b for a, b in zip(now, before, strict=True))
         residual = torch.einsum("vfmtk,vftgk->vfmtg", direction, tasks.feature)
         residual = residual + torch.einsum("vfmtl,vfgl->vfmtg", loading, tasks.loading)
@@ -259,17 +269,18 @@ class ResponseModel(nn.Module):
         count = both.sum(-1).clamp_min(1)
         return torch.einsum("vfmq,ftq->vfmt", distance, both) / count[None, :, None]
 
-    def held_out(self, tasks: Tasks) -> Tensor:
-        """Residual of training questions by the member that never learned them, (V, F, T, G)."""
-        every = self.members(tasks)
-        index = tasks.chunk[None, :, None, :, None].expand(
-            every.shape[0], -1, 1, -1, every.shape[-1]
-        )
-        return every.gather(2, index)[:, :, 0]
+    def kept(self, group: str) -> dict[str, Tensor]:
+        """The weights that served held-out questions of a group best."""
+        return {name: self.get_buffer(f"{group}_{name}") for name in self.weight}
+
+    def chosen(self, tasks: Tasks) -> Tensor:
+        """Residual of every member with the kept weights of each question's group."""
+        full, partial = (self.members(tasks, self.kept(group)) for group in GROUPS)
+        return torch.where(tasks.is_full[None, :, None, :, None], full, partial)
 
     def forward(self, tasks: Tasks) -> Prediction:
         """Predict questions, with the gate and the noise that validation chose."""
-        every = self.members(tasks)
+        every = self.chosen(tasks)
         gate = torch.where(
             tasks.is_full[None], self.gate[..., :1], self.gate[..., 1:]
         )  # by how much of a question is known
@@ -306,6 +317,29 @@ class ResponseModel(nn.Module):
         target[0, ..., 0] = 1.0
         target[1:, ..., 1] = 1.0
         self.weight["constant"].add_((target - constant).flatten(0, 2))
+        self.get_buffer("anchor_constant").copy_(self.weight["constant"])
+
+    @torch.no_grad()
+    def consider(self, tasks: Tasks) -> Tensor:
+        """Keep the weights of each form, fold and group where held-out questions are served better.
+
+        Better: the gain over the weights kept so far exceeds its standard error over questions.
+
+        Args:
+            tasks: Training questions.
+        Returns:
+            Mean relative error of held-out questions with the present weights, ``(V, F)``; 1 is
+            the baseline's.
+        """
+        now = _relative_error(tasks, _held_out(tasks, self.members(tasks)))
+        for group in GROUPS:
+            before = _relative_error(tasks, _held_out(tasks, self.members(tasks, self.kept(group))))
+            wanted = tasks.is_real & (tasks.is_full == (group == "full"))
+            mean, error = _mean_and_error(before - now, wanted)
+            which = (mean > error)[..., None].expand(-1, -1, self.n_member).flatten()
+            for name, value in self.weight.items():
+                self.get_buffer(f"{group}_{name}")[which] = value.detach()[which]
+        return _mean_and_error(now, tasks.is_real)[0]
 
     @torch.no_grad()
     def choose(self, tasks: Tasks) -> None:
@@ -318,7 +352,8 @@ class ResponseModel(nn.Module):
         Args:
             tasks: Training questions.
         """
-        residual = self.held_out(tasks)
+        every = self.chosen(tasks)
+        residual = _held_out(tasks, every)
         left = tasks.target - tasks.base
         for group in range(2):
             wanted = tasks.is_real & (tasks.is_full if group == 0 else ~tasks.is_full)
@@ -326,7 +361,7 @@ class ResponseModel(nn.Module):
         gate = torch.where(tasks.is_full[None], self.gate[..., :1], self.gate[..., 1:])
         delta = tasks.base + gate[..., None] * residual
         error = tasks.target - delta
-        ensemble = gate[..., None].square() * self.members(tasks).var(2)
+        ensemble = gate[..., None].square() * every.var(2)
         level = (tasks.noise[:, :, None] + 1e-9).expand_as(error)
         for v in range(self.n_form):
             for f in range(self.n_fold):
@@ -342,18 +377,36 @@ class ResponseModel(nn.Module):
                 self.noise[v, f] = torch.cat([share, factor[None]]).to(self.noise.dtype)
 
 
+def _held_out(tasks: Tasks, every: Tensor) -> Tensor:
+    """Residual of training questions by the member that never learned them, ``(V, F, T, G)``."""
+    index = tasks.chunk[None, :, None, :, None].expand(every.shape[0], -1, 1, -1, every.shape[-1])
+    return every.gather(2, index)[:, :, 0]
+
+
+def _relative_error(tasks: Tasks, residual: Tensor) -> Tensor:
+    """Squared error in shares of the baseline's, ``(V, F, T)``."""
+    return (tasks.target - tasks.base - residual).square().mean(-1) * tasks.weight
+
+
+def _mean_and_error(values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over wanted questions, and its standard error (infinite below two), ``(V, F)`` each."""
+    share = wanted.to(values.dtype)
+    n = share.sum(-1)
+    mean = (values * share).sum(-1) / n.clamp_min(1)
+    apart = ((values - mean[..., None]).square() * share).sum(-1)
+    error = (apart / (n * (n - 1)).clamp_min(1)).sqrt()
+    return mean, torch.where(n > 1, error, torch.inf)
+
+
 def _gate(left: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
     """Share of the residual that is kept, ``(V, F)``, see :meth:`ResponseModel.choose`."""
     along = (left * residual).sum(-1) * weight
     size = residual.square().sum(-1) * weight
     share = (along.sum(-1) / size.sum(-1).clamp_min(1e-30)).clamp(0, 1)
     gain = 2 * share[..., None] * along - share[..., None].square() * size
-    n = (weight > 0).sum(-1)
-    mean = gain.sum(-1) / n.clamp_min(1)
-    apart = ((gain - mean[..., None]).square() * (weight > 0)).sum(-1)
-    error2 = apart / (n * (n - 1)).clamp_min(1)
-    belief = (1 - error2 / mean.square().clamp_min(1e-30)).clamp(0, 1)
-    return torch.where((n > 1) & (mean > 0), share * belief, torch.zeros_like(share))
+    mean, error = _mean_and_error(gain, weight > 0)
+    belief = (1 - error.square() / mean.square().clamp_min(1e-30)).clamp(0, 1)
+    return torch.where(mean > 0, share * belief, torch.zeros_like(share))
 
 
 def _positive_fit(parts: Tensor, target: Tensor, level: Tensor) -> Tensor:

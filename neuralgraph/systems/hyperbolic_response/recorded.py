@@ -179,7 +179,7 @@ class RecordedScreen:
                 )
         check_perturbations(label[rows], self.control_label, path.name)
         conditions = [self.control_label, *sorted(set(label[rows]) - {self.control_label})]
-        types, batches = sorted(set(cell_type[rows])), sorted(set(batch[rows]))
+        types, batches = (sorted(map(str, set(of[rows]))) for of in (cell_type, batch))
         values: Any = matrix[rows]
         values = np.asarray(values.todense() if hasattr(values, "todense") else values)
         state = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[:, None]

@@ -34,6 +34,8 @@ FEATURES = (
     "agreeing parts overlap",
     "opposing parts cancel",
     "product of the parts",
+    "branch below common regulators",
+    "masking along a path",
 )
 """Gene-wise directions a residual is composed of, in the order of ``Tasks.feature``."""
 N_SCALAR = 5
@@ -175,7 +177,8 @@ class Builder:
         self.n_form = 1 + data.n_control_split
         graph = data.graph
         self.reach = _reach(graph)
-        node = data.spec.perturbation_node.cpu()
+        self.itself = torch.eye(graph.n_node, dtype=torch.float64)
+        self.node = node = data.spec.perturbation_node.cpu()
         self.orders = [
             sorted(set((fold.test.multi_hot > 0).sum(1).tolist())) for fold in data.folds
         ]
@@ -312,6 +315,44 @@ class Builder:
             noise, is_full, chunk, is_real,
         )  # fmt: skip
 
+    def _common_branch(self, hot: Tensor, fold: int) -> Tensor:
+        """Where the regulators common to a pair reach, nearest ones first, ``(G,)``.
+
+        A regulator counts by the product of its reaches to the two genes, each gene reaching
+        itself; weights sum to 1 over regulators.
+        """
+        total = hot.new_zeros(self.near[fold].shape[1])
+        genes = self.node[hot > 0].tolist()
+        of = self.data.folds[fold].gene_node.cpu()
+        for i, a in enumerate(genes):
+            for b in genes[:i]:
+                shared = (self.reach[:, a].abs() + self.itself[a]) * (
+                    self.reach[:, b].abs() + self.itself[b]
+                )
+                rows = shared.nonzero()[:, 0]
+                if len(rows):
+                    weight = shared[rows] / shared[rows].sum()
+                    reach = self.reach[rows][:, of] + self.itself[rows][:, of]
+                    total = total + weight @ reach
+        return total
+
+    def _masking(self, hot: Tensor, pieces: Tensor, fold: int) -> Tensor:
+        """Minus the response of a gene above another in the graph, on what the lower one reaches.
+
+        Source:
+            epistasis in the sense of Bateson (1909): the upper step no longer passes.
+        """
+        total = pieces.new_zeros(pieces.shape[1])
+        place = (hot > 0).nonzero()[:, 0].tolist()
+        of = self.data.folds[fold].gene_node.cpu()
+        for a in place:
+            for b in place:
+                upper, lower = int(self.node[a]), int(self.node[b])
+                if a != b and float(self.reach[upper, lower]) != 0:
+                    below = (self.reach[lower] != 0) | (self.itself[lower] > 0)
+                    total = total - pieces[a] * below[of]
+        return total
+
     def _question(
         self, known: Known, hot: Tensor, context: Tensor, fold: int, form: int
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -342,6 +383,8 @@ class Builder:
                 overlap,
                 opposed,
                 product,
+                self._common_branch(hot[0], fold) * scale,
+                self._masking(hot[0], pieces[0], fold),
             ],
             dim=-1,
         )
