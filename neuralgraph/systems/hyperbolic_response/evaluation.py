@@ -14,7 +14,11 @@ from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.hyperbolic_response import metrics
-from neuralgraph.systems.hyperbolic_response.baselines import PREDICTORS, parts
+from neuralgraph.systems.hyperbolic_response.baselines import (
+    PREDICTORS,
+    parts,
+    population_control,
+)
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseData
 from neuralgraph.systems.hyperbolic_response.metrics import (
     BASELINES,
@@ -48,6 +52,7 @@ class Judged:
         ungated: With the whole residual, by form.
         std: Predicted standard deviation, by form.
         gate: Gate of each row, by form.
+        level: By how much ours takes the controls of prediction to be off, ``(N, G)``, by form.
         ceiling: Two halves of the cells, by form.
         is_de: Differentially expressed genes, shared and disjoint, ``(N, G)`` bool.
         genes: Names of the genes.
@@ -66,6 +71,7 @@ class Judged:
     ungated: list[Tensor] = field(default_factory=list)
     std: list[Tensor] = field(default_factory=list)
     gate: list[Tensor] = field(default_factory=list)
+    level: list[Tensor] = field(default_factory=list)
     ceiling: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     is_de: list[Tensor] = field(default_factory=list)
     genes: tuple[str, ...] = ()
@@ -207,6 +213,8 @@ class ResponseEvaluator:
                         value = split
                     else:
                         moved = control + judged.prediction[name][form][i].to(control)
+                        if name == "ours":  # its controls are those of the population
+                            moved = moved + judged.level[form][i].to(control)
                         value = 2 * float(torch.cdist(moved, target).mean()) - spread - own
                     found.setdefault((disjoint, name), []).append(value)
         return {key: torch.tensor(values) for key, values in found.items()}
@@ -497,7 +505,10 @@ def _fill(
             halves = test.half_a[form - 1], test.half_b[form - 1]
         put("half_a", halves[0])
         put("half_b", halves[1])
-        rows.setdefault("gate", []).append(predicted.gate[form, f, :n, None].double().cpu())
+        gate = predicted.gate[form, f, :n, None].double().cpu()
+        rows.setdefault("gate", []).append(gate)
+        shift = population_control(known)[0] if form > 0 else torch.zeros_like(known.control)
+        put("level", gate * shift[context])
     table = {name: torch.cat(parts) for name, parts in rows.items()}
     for name in ("ours", *PREDICTORS):
         judged.prediction.setdefault(name, []).append(table[name])
@@ -508,6 +519,7 @@ def _fill(
     judged.against_mean.append(table["against"])
     judged.ceiling.append((table["half_a"], table["half_b"]))
     judged.gate.append(table["gate"][:, 0])
+    judged.level.append(table["level"])
 
 
 def _differential(judged: Judged, data: ResponseData, half: Any, fdr: float) -> Tensor:

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = (
-    ("pearson_delta", "Pearson delta, shared"),
-    ("pearson_delta_disjoint", "Pearson delta, disjoint"),
-    ("pearson_delta_vs_mean_disjoint", "against the mean, disjoint"),
-    ("pds_disjoint", "PDS, disjoint"),
-    ("mse_disjoint", "MSE, disjoint"),
+    ("pearson_delta", "Pearson delta\nshared"),
+    ("pearson_delta_disjoint", "Pearson delta\ndisjoint"),
+    ("pearson_delta_vs_mean_disjoint", "… against mean\ndisjoint"),
+    ("pds_disjoint", "PDS\ndisjoint"),
+    ("mse_disjoint", "MSE\ndisjoint"),
 )
 """Metrics of the forest plot."""
 
@@ -87,7 +87,9 @@ class ResponseReporter:
                     "Filled: ours; open: the reference baseline; grey tick: the split-half ceiling "
                     "of that perturbation, below which none can be told apart from noise.",
                 )  # fmt: skip
+            scored = set(r["perturbation"] for r in scorecard.facts.get("by_perturbation", []))
             order = judged.truth[0].square().sum(1).argsort(descending=True).tolist()
+            order.sort(key=lambda i: judged.names[i] not in scored)  # stable: scored ones first
             shown = order[: self.n_shown]
             columns = min(3, len(shown))
             lines = -(-len(shown) // columns)
@@ -99,9 +101,9 @@ class ResponseReporter:
                 ax.set_visible(False)
             yield style.save(
                 figure, out / "predicted.png", "Predicted and observed responses",
-                "Test perturbations with the largest responses, one dot a gene (all controls); "
-                "bars: 90 % prediction intervals of the named genes. None of these conditions was "
-                "learned from.",
+                "Test perturbations, scored ones first, then by size of the response; one dot a "
+                "gene (all controls); bars: 90 % prediction intervals of the named genes. None of "
+                "these conditions was learned from.",
             )  # fmt: skip
             figure = style.canvas(style.WIDTH, 0.8 + 0.22 * 2 * self.n_ranked)
             rankings(figure, judged, self.n_ranked)
@@ -237,6 +239,7 @@ def forest(figure: Any, scorecard: Scorecard) -> None:
         ax.set_title(title, fontsize=7.5)
         ax.tick_params(labelsize=7)
         ax.locator_params(axis="x", nbins=3)
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
 
