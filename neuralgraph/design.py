@@ -27,17 +27,13 @@ def task(cfg: DictConfig) -> None:
     from neuralgraph.core.seeding import numpy_generator
     from neuralgraph.core.threads import limit_threads
     from neuralgraph.run_folder import RunFolder
-    from neuralgraph.systems.boolean_grn.design.search import search, training_keys
+    from neuralgraph.systems.boolean_grn.design.search import search
 
     config = checked(cfg)
     wanted = design_task(config)
     proposer = build(config["generator"], "generator")
     limit_threads(config["n_threads"])
-    known = (
-        frozenset[bytes]()
-        if config["training"] is None
-        else training_keys(config["training"], wanted.n_gene)
-    )
+    known = training_circuits(config)
     found = search(
         wanted,
         proposer(wanted, numpy_generator(config["seed"], "design")),
@@ -82,11 +78,43 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
             is_bool = isinstance(config[name], bool)
             if not isinstance(config[name], kind) or (kind is int and is_bool):
                 raise ConfigError(f"{name} must be {words}, got {config[name]!r}")
+    training = config["training"]
+    is_seed = isinstance(training, int) and not isinstance(training, bool)
+    if not (training is None or isinstance(training, str) or is_seed):
+        raise ConfigError(
+            "training must be the run folder of a classifier, the seed of the default one, or "
+            f"null, got {training!r}"
+        )
     if config["n_threads"] < 1:
         raise ConfigError(f"n_threads must be at least 1, got {config['n_threads']}")
     if config["n_card"] < 0:
         raise ConfigError(f"n_card must be 0 or above, got {config['n_card']}")
     return config
+
+
+def training_circuits(config: dict[str, Any]) -> frozenset[bytes]:
+    """Keys of the circuits that do not count as new.
+
+    With a whole number they are those of the default classifier trained with that seed, drawn
+    again, where circuits of the size can be among them and are not all known anyway.
+
+    Raises:
+        ConfigError: neither a seed, nor a folder, nor ``null``.
+        DataError: the folder holds no circuits.
+    """
+    from neuralgraph.building import build
+    from neuralgraph.systems.boolean_grn.design.search import load_population, training_keys
+    from neuralgraph.systems.boolean_grn.design.task import N_GENE_ENUMERATED
+
+    training, n_gene = config["training"], config["n_genes"]
+    if training is None:
+        return frozenset()
+    if isinstance(training, str):
+        return training_keys(load_population(training), f"training={training}")
+    if n_gene <= N_GENE_ENUMERATED or n_gene > max(config["population"]["sizes_learn"]):
+        return frozenset()
+    population = build(config["population"], "simulator")
+    return training_keys(population.simulate(training)[0], "population")
 
 
 def design_task(config: dict[str, Any]) -> DesignTask:
@@ -115,12 +143,13 @@ def write(
     from neuralgraph.core.product import Product
     from neuralgraph.gallery import render_gallery
     from neuralgraph.systems.boolean_grn.attractors import find_attractors
-    from neuralgraph.systems.boolean_grn.circuit import SignedCircuit, canonical_keys
+    from neuralgraph.systems.boolean_grn.circuit import SignedCircuit
     from neuralgraph.systems.boolean_grn.network import BooleanNetwork
     from neuralgraph.systems.boolean_grn.plots.design import design_figures
+    from neuralgraph.systems.boolean_grn.simulator import core_keys
 
     circuits = [SignedCircuit.from_adjacency(matrix) for matrix in found.circuits]
-    keys = canonical_keys(found.circuits)
+    keys = core_keys(found.circuits)
     entries = []
     for k, (circuit, key) in enumerate(zip(circuits, keys, strict=True)):
         file = folder / "circuits" / f"circuit_{k + 1:03d}.bnet"
@@ -134,12 +163,13 @@ def write(
                 "phenotype": wanted.phenotype,
                 "robustness": float(found.robustness[k]),
                 "n_edge": circuit.n_edge,
-                "is_new": key not in known if config["training"] is not None else None,
+                "is_new": key not in known if known else None,
                 "bnet": file.relative_to(folder).as_posix(),
                 "attractors": attractors.to_dict(),
             }
         )
-    numbers = summary(config, found, len(known))
+    n_known = sum(len(key) == config["n_genes"] ** 2 for key in known)
+    numbers = summary(config, found, n_known if known else None)
     content = {"summary": numbers, "notes": list(found.notes), "circuits": entries}
     write_text(folder / "circuits.json", json.dumps(content, indent=1) + "\n")
     figures = design_figures(
@@ -186,7 +216,7 @@ def write(
     write_text(folder / "report.html", html)
 
 
-def summary(config: dict[str, Any], found: Design, n_known: int) -> dict[str, Any]:
+def summary(config: dict[str, Any], found: Design, n_known: int | None) -> dict[str, Any]:
     """Numbers of a design, as they stand in ``circuits.json``."""
     from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES
 
@@ -205,7 +235,7 @@ def summary(config: dict[str, Any], found: Design, n_known: int) -> dict[str, An
     }
     if found.n_class is not None:
         numbers["classes_that_exist"] = found.n_class
-    if config["training"] is not None:
+    if n_known is not None:
         numbers["training_circuits_of_this_size"] = n_known
         numbers["novelty_of_what_was_met"] = found.novelty
     return numbers

@@ -232,6 +232,12 @@ class GRNData:
         copy.n_test_max = n_circuit
         return copy
 
+    def without_validation(self) -> GRNData:
+        """The same data without validation circuits, where a loss is not about circuits given."""
+        copy = self._copy()
+        copy.held = self.held[:0]
+        return copy
+
     def described(
         self, describe: Callable[[Tensor, Tensor], Mapping[str, Features]], key: str
     ) -> GRNData:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, Natural
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
+from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.boolean_grn.dataset import GRNData
+from neuralgraph.systems.boolean_grn.exploration import asked, training_classes
 from neuralgraph.systems.boolean_grn.glossary import MEANINGS
 from neuralgraph.systems.boolean_grn.metrics import (
     balanced_accuracy,
@@ -20,9 +23,13 @@ from neuralgraph.systems.boolean_grn.metrics import (
     recalls,
 )
 from neuralgraph.systems.boolean_grn.model import GRNRows
+from neuralgraph.systems.boolean_grn.policy import CircuitPolicy
 from neuralgraph.systems.boolean_grn.simulator import NATURAL
 
 SUFFIX = {"informed": "", "structure": "_structure_only"}
+EXPLORED = ("success", "distinct", "novelty")
+SIZE_EXPLORED = 4
+"""Smallest circuits a policy is judged on: smaller ones are all known."""
 
 
 class GRNEvaluator:
@@ -40,6 +47,10 @@ class GRNEvaluator:
         direction: ``maximize`` or ``minimize``.
         sizes: Sizes that are judged.
         batch_size: Circuits at a time.
+        n_proposal: Circuits the policy of stage 5 writes for each phenotype and size to be judged
+            by: ``explorer_success_N`` (share the oracle confirms, mean over phenotypes),
+            ``explorer_distinct_N`` (classes among the confirmed) and ``explorer_novelty_N`` (share
+            of these classes that are not in the training data); 0 for none.
     """
 
     meanings = MEANINGS
@@ -52,12 +63,14 @@ class GRNEvaluator:
         direction: str,
         sizes: list[int],
         batch_size: Count,
+        n_proposal: Natural,
     ) -> None:
         self.every = every
         self.primary_metric = primary_metric
         self.direction = direction
         self.sizes = sizes
         self.batch_size = batch_size
+        self.n_proposal = n_proposal
 
     def __call__(
         self,
@@ -117,6 +130,8 @@ class GRNEvaluator:
                 reliability = calibration(logits.softmax(-1)[is_natural], label[is_natural])
                 card.add(f"calibration_error_{size}", reliability.error)
                 tables["calibration"][str(size)] = vars(reliability)
+        if self.n_proposal and model.explorer is not None:
+            tables["explorer"] = judge_policy(model.explorer, data, self.n_proposal, card)
         card.add("final_loss", log["final_loss"])
         card.facts["baselines"] = baselines
         card.facts["tables"] = tables
@@ -139,6 +154,30 @@ class GRNEvaluator:
             is_right = (logits.argmax(1) == label)[is_natural]
             result[f"accuracy{SUFFIX[row]}_{size}"] = float(is_right.double().mean())
         return result
+
+
+def judge_policy(
+    policy: CircuitPolicy, data: GRNData, n_proposal: int, card: Scorecard
+) -> dict[str, Any]:
+    """Success, distinct classes and novelty of what a policy writes, by size and phenotype."""
+    known = training_classes(data)
+    phenotypes = data.spec.phenotypes
+    table: dict[str, Any] = {}
+    for size in range(SIZE_EXPLORED, policy.n_gene_max + 1):
+        shares = torch.zeros(len(phenotypes), 3, dtype=torch.float64)
+        for wish in range(len(phenotypes)):
+            draws = torch_generator(wish, f"judge/{size}")
+            rollouts = policy.sample(torch.full((n_proposal,), wish), size, draws)
+            answer = asked(policy.matrices(rollouts), np.full(n_proposal, wish))
+            hits = [key for key, is_hit in zip(answer.keys, answer.is_hit, strict=True) if is_hit]
+            classes = set(hits)
+            shares[wish, 0] = len(hits) / n_proposal
+            shares[wish, 1] = len(classes) / max(1, len(hits))
+            shares[wish, 2] = len(classes - known) / max(1, len(classes))
+        for name, value in zip(EXPLORED, shares.mean(0).tolist(), strict=True):
+            card.add(f"explorer_{name}_{size}", value)
+        table[str(size)] = dict(zip(phenotypes, shares.tolist(), strict=True))
+    return table
 
 
 @torch.no_grad()

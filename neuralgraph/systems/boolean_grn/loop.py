@@ -9,6 +9,7 @@ from typing import Any
 from neuralgraph.core.bounds import Count, Natural, Positive
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.systems.boolean_grn.dataset import GRNData
+from neuralgraph.systems.boolean_grn.exploration import check_exploration, explore
 from neuralgraph.systems.boolean_grn.loss import GRNObjective
 from neuralgraph.systems.boolean_grn.model import GRNRows
 from neuralgraph.training.session import Phase, Session
@@ -26,12 +27,14 @@ def curriculum(
     clip_norm: Positive,
     n_warmup: Natural,
     weight_of_epochs: dict[str, float],
+    exploration: dict[str, Any] | None,
 ) -> None:
     """Stage after stage, one row of the model after the other, with warm-up and cosine decay.
 
     The document's stages: 1 circuits of two genes; 2 up to three; 3 every size, with the
-    contrastive loss; 4 with the loss on dynamics, at the final temperature. Its stage 5
-    (exploration with the oracle's reward) trains a generator and belongs to the ``design`` verb.
+    contrastive loss; 4 with the loss on dynamics, at the final temperature; 5 exploration with the
+    oracle's reward, which trains the policy that writes circuits
+    (:func:`~neuralgraph.systems.boolean_grn.exploration.explore`).
 
     Features that hold no parameters are computed once for each temperature, not in each epoch.
 
@@ -45,6 +48,8 @@ def curriculum(
         clip_norm: Largest norm of a row's gradient.
         n_warmup: Steps of the linear warm-up of each stage.
         weight_of_epochs: Factor on ``n_epochs`` by row.
+        exploration: Arguments of stage 5, or ``null`` to leave it out. A model without a policy
+            leaves it out too.
 
     Raises:
         ConfigError: stages, or a model, that cannot work.
@@ -88,6 +93,10 @@ def curriculum(
                         set_rate(phase, schedule(done, n_epochs * n_batch, n_warmup))
                         session.step(batch)
     session.objective = objective
+    if exploration is not None and model.explorer is not None:
+        session.data = everything.without_validation()
+        explore(session, clip_norm=clip_norm, **exploration)
+        session.data, session.objective = everything, objective
 
 
 def schedule(step: int, n_step: int, n_warmup: int) -> float:
@@ -134,6 +143,9 @@ def check_stages(stages: Sequence[Mapping[str, Any]]) -> None:
 def refuse(config: Mapping[str, Any]) -> None:
     """Refuse stages that cannot work, before anything is simulated."""
     check_stages(config["loop"]["stages"])
+    exploration, explorer = config["loop"]["exploration"], config["model"].get("explorer")
+    if exploration is not None:
+        check_exploration(exploration, None if explorer is None else explorer["n_gene_max"])
 
 
 curriculum.refuse = refuse  # type: ignore[attr-defined]  # the pipeline asks for it

@@ -25,6 +25,7 @@ from neuralgraph.core.errors import ConfigError
 from neuralgraph.nn.mlp import MLP
 from neuralgraph.systems.boolean_grn import dynamics, features
 from neuralgraph.systems.boolean_grn.dataset import Features, GRNBatch, GRNSpec
+from neuralgraph.systems.boolean_grn.policy import CircuitPolicy
 
 N_GENE_MAX = 20
 CHUNK = 2048
@@ -318,6 +319,8 @@ class GRNRows(nn.Module):
         generator: Source of the initial weights.
         informed: Arguments of the classifier with dynamics, or ``null`` for none.
         structure: Arguments of the classifier without, or ``null`` for none.
+        explorer: Arguments of the policy that stage 5 of the curriculum trains to write circuits,
+            or ``null`` for none; it classifies nothing.
     """
 
     def __init__(
@@ -327,6 +330,7 @@ class GRNRows(nn.Module):
         generator: torch.Generator,
         informed: dict[str, Any] | None,
         structure: dict[str, Any] | None,
+        explorer: dict[str, Any] | None,
     ) -> None:
         super().__init__()
         if informed is None and structure is None:
@@ -340,6 +344,12 @@ class GRNRows(nn.Module):
                     raise ConfigError(f"model.{name}: {error}") from error
         if structure is not None and structure["use_dynamics"]:
             raise ConfigError("model.structure.use_dynamics must be false: that is what it is for")
+        self.explorer: CircuitPolicy | None = None
+        if explorer is not None:
+            try:
+                self.explorer = CircuitPolicy(generator=generator, **explorer)
+            except TypeError as error:
+                raise ConfigError(f"model.explorer: {error}") from error
 
     def row(self, name: str) -> GRNClassifier:
         """One classifier."""

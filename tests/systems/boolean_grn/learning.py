@@ -37,7 +37,9 @@ def population(seed: int = 0, *, attractors: bool = True, **changed: Any):
     return recording, truth, data
 
 
-def rows(spec, *, informed: bool = True, structure: bool = True, **changed: Any) -> GRNRows:
+def rows(
+    spec, *, informed: bool = True, structure: bool = True, explorer=None, **changed: Any
+) -> GRNRows:
     """Small classifiers."""
     arguments = {**ROW, **changed}
     return GRNRows(
@@ -45,6 +47,7 @@ def rows(spec, *, informed: bool = True, structure: bool = True, **changed: Any)
         generator=torch_generator(0, "model"),
         informed=arguments if informed else None,
         structure={**arguments, "use_dynamics": False} if structure else None,
+        explorer=explorer,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from neuralgraph.systems.boolean_grn.circuit import (
 )
 from neuralgraph.systems.boolean_grn.design.demonstrate import demonstrate
 from neuralgraph.systems.boolean_grn.design.generators import Evolution, RandomSearch
-from neuralgraph.systems.boolean_grn.design.search import search, training_keys
+from neuralgraph.systems.boolean_grn.design.search import load_population, search, training_keys
 from neuralgraph.systems.boolean_grn.design.task import DesignTask, mutants
 from neuralgraph.systems.boolean_grn.network import BooleanNetwork
 from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, label_circuits
@@ -153,23 +154,28 @@ def test_circuits_of_the_training_data_do_not_count_as_new():
 
 
 def test_training_keys_come_from_what_was_learned_from(tmp_path):
-    circuits = np.zeros((3, 5, 5), dtype=np.int8)
+    circuits = np.zeros((4, 5, 5), dtype=np.int8)
     circuits[0, 0, 1], circuits[1, 0, 1], circuits[2, 1, 0] = 1, -1, 1
+    circuits[3, 3, 0], circuits[3, 0, 0] = -1, -1
     recording = Recording(
-        time=torch.zeros(3, 1),
-        state=torch.zeros(3, 1, 1),
+        time=torch.zeros(4, 1),
+        state=torch.zeros(4, 1, 1),
         names=("x",),
         graph={
             "adjacency": torch.from_numpy(circuits),
-            "n_gene": torch.tensor([4, 4, 5]),
-            "use": torch.tensor([0, 1, 0]),
+            "n_gene": torch.tensor([4, 4, 5, 5]),
+            "use": torch.tensor([0, 1, 0, 0]),
         },
     )
     recording.save(tmp_path / "data" / "recording.pt")
-    assert training_keys(str(tmp_path), 4) == frozenset(canonical_keys(circuits[0, :4, :4]))
-    assert len(training_keys(str(tmp_path), 5)) == 1 and not training_keys(str(tmp_path), 6)
+    known = training_keys(load_population(str(tmp_path)), "x")
+    # unconnected genes do not count: circuits 0 and 2 are the same; 1 is a test
+    expected = [circuits[0, :2, :2], np.array([[-1, 0], [-1, 0]], dtype=np.int8)]
+    assert known == {canonical_keys(c[None])[0] for c in expected}
     with pytest.raises(DataError, match=r"no recording\.pt"):
-        training_keys(str(tmp_path / "none"), 4)
+        load_population(str(tmp_path / "none"))
+    with pytest.raises(DataError, match="holds no circuits"):
+        training_keys(replace(recording, graph={}), "x")
 
 
 def test_the_robust_objective_returns_more_robust_circuits():
@@ -220,8 +226,9 @@ def test_a_demonstration_shows_the_phenotype(phenotype):
 
 def test_the_verb_writes_circuits_drawings_and_files(inside, tmp_path):
     status, message = inside(
-        "design", "phenotype=pulse_generator", "n_genes=4", "n=4", "n_card=1", "hydra.run.dir=out"
-    )
+        "design", "phenotype=pulse_generator", "n_genes=4", "n=4", "n_card=1", "training=null",
+        "hydra.run.dir=out",
+    )  # fmt: skip
     assert status == 0, message
     out = tmp_path / "out"
     content = json.loads((out / "circuits.json").read_text())
@@ -257,6 +264,31 @@ def test_circuits_are_marked_as_new_where_training_data_are_named(inside, tmp_pa
     assert sorted(entry["is_new"] for entry in content["circuits"]) == [False, True, True]
 
 
+def test_what_the_default_classifier_learnt_from_does_not_count_as_new(inside, tmp_path):
+    """Drawn again from the seed, the same circuits as a training run's; no folder is named."""
+    small = (
+        "population.n_natural=2000", "population.n_per_phenotype=700", "population.n_test=5",
+        "population.n_test_per_phenotype=0", "population.sizes_test=[4]",
+        "population.sizes_learn=[4]",
+    )  # fmt: skip
+    status, message = inside(
+        "design", "phenotype=amplifier", "n_genes=4", "n_card=0", "hydra.run.dir=out", *small
+    )
+    assert status == 0, message
+    content = json.loads((tmp_path / "out/circuits.json").read_text())
+    overrides = [s.replace("population", "simulator") for s in small]
+    status, message = inside(
+        "simulate", "+experiment=grn_phenotype", "seed=42", "hydra.run.dir=data", *overrides
+    )
+    assert status == 0, message
+    known = training_keys(load_population("data"), "data")
+    found = np.array([entry["adjacency"] for entry in content["circuits"]], dtype=np.int8)
+    assert len(found) == 20 and not set(canonical_keys(found)) & known
+    assert all(entry["is_new"] for entry in content["circuits"])
+    assert content["summary"]["novelty_of_what_was_met"] < 1  # it does take looking
+    assert content["summary"]["training_circuits_of_this_size"] > 2000
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -269,6 +301,8 @@ def test_circuits_are_marked_as_new_where_training_data_are_named(inside, tmp_pa
         (("phenotype=stable", "generator.in_degre=2"), "in_degre"),
         (("phenotype=stable", "generator.in_degree=-2"), "in_degree must be a positive number"),
         (("phenotype=stable", "training=nowhere"), "holds no recording.pt"),
+        (("phenotype=stable", "training=1.5"), "training must be the run folder"),
+        (("phenotype=stable", "generator=learned", "generator.clip=0"), "clip must be a positive"),
     ],
 )
 def test_the_verb_refuses_what_cannot_be(inside, overrides, message):

@@ -21,7 +21,7 @@ STAGES = [
 ]
 KNOBS = {
     "stages": STAGES, "learning_rate": 5e-3, "batch_size": 128, "clip_norm": 1.0, "n_warmup": 3,
-    "weight_of_epochs": {"structure": 0.5},
+    "weight_of_epochs": {"structure": 0.5}, "exploration": None,
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_the_curriculum_learns_and_ends_at_the_final_temperature(learning, small
     assert session.n_steps == (1 + 2 * n_batch) + (1 + n_batch)
     evaluator = GRNEvaluator(
         every=0, primary_metric="accuracy_4", direction="maximize", sizes=[3, 4, 6, 8],
-        batch_size=64,
+        batch_size=64, n_proposal=20,
     )  # fmt: skip
     card = evaluator(model.eval(), data, truth, log={"final_loss": after})
     assert card.metrics["accuracy_3"] > card.metrics["majority_3"]
@@ -186,7 +186,7 @@ def test_a_smoke_budget_thins_the_circuits(learning, small):
 )
 def test_stages_that_cannot_work_are_refused_before_any_work(stages, words):
     with pytest.raises(ConfigError, match=words):
-        loops.refuse({"loop": {"stages": stages}})
+        loops.refuse({"loop": {"stages": stages, "exploration": None}, "model": {}})
 
 
 def test_balanced_accuracy_is_the_mean_recall_of_the_classes_present():

@@ -1,22 +1,31 @@
 """Who proposes circuits. A proposal is a matrix of signs, so an edge cannot have two of them.
 
 A generator is built as ``Generator(task, random, *, knobs)``; ``propose`` draws circuits, and
-``learn`` hears what the oracle said of those that were new. A learned generator is another class of
-the same shape, with a stem of its own in ``conf/generator``.
+``learn`` hears what the oracle said of those that were new. A generator of your own is another
+class of the same shape, with a stem in ``conf/generator``.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from neuralgraph.core.bounds import Count, Positive, Share
-from neuralgraph.core.errors import ConfigError
-from neuralgraph.systems.boolean_grn.circuit import Adjacency, are_connected, random_circuits
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Part, Positive, Share
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.systems.boolean_grn import policy as policies
+from neuralgraph.systems.boolean_grn.circuit import (
+    Adjacency,
+    are_connected,
+    canonical_keys,
+    random_circuits,
+)
 from neuralgraph.systems.boolean_grn.design.task import DesignTask
 from neuralgraph.systems.boolean_grn.oracle import CircuitFacts
+from neuralgraph.training.checkpoint import load_checkpoint
 
 
 class Generator(Protocol):
@@ -150,7 +159,8 @@ class Evolution:
 
     def learn(self, circuits: Adjacency, facts: CircuitFacts, score: NDArray[np.float64]) -> None:
         """Keep the fittest as parents; every circuit of the phenotype once there are any."""
-        fitness = np.where(score > 0, score, 0.9 * partial_credit(self.task, circuits, facts))
+        credit = partial_credit(self.task.phenotype, circuits, facts)
+        fitness = np.where(score > 0, score, 0.9 * credit)
         self.parents = np.concatenate([self.parents, circuits])
         self.fitness = np.concatenate([self.fitness, fitness])
         self.n_child = np.concatenate([self.n_child, np.zeros(len(circuits), dtype=np.int64)])
@@ -177,25 +187,157 @@ class Evolution:
         return chosen
 
 
-def partial_credit(
-    task: DesignTask, circuits: Adjacency, facts: CircuitFacts
-) -> NDArray[np.float64]:
+class Learned:
+    """A policy that writes circuits, trained by policy gradient on what the oracle says.
+
+    It goes on learning during the request, whose first proposals come from a random circuit, or
+    from a policy that has learnt before (stage 5 of ``+experiment=grn_phenotype``). The reward
+    is the oracle's answer, with partial credit where the circuit is not of the phenotype, and a
+    bonus for a class met for the first time; a repeat earns nothing. Repeats and circuits that are
+    not connected are known without the oracle and cost no evaluation.
+
+    Args:
+        task: What is designed.
+        random: Source of the draws.
+        policy: Run folder of ``+experiment=grn_phenotype`` whose policy to start from, or ``None``.
+        n_hidden: Width of the policy's state (of a new one).
+        in_degree: Expected regulators of a gene in the random circuit it starts from.
+        share_inhibition: Expected share of inhibitions in it.
+        share_random: Share of the random circuit in each choice, against a policy that repeats
+            itself.
+        learning_rate: Of Adam.
+        n_reuse: Gradient steps after each batch.
+        n_memory: Last batches a step is taken on.
+        clip: Bound on the change of a probability within one batch's steps.
+        shaping: Weight of the partial credit.
+        novelty: Bonus for a class met for the first time.
+
+    Raises:
+        ConfigError: a policy for smaller circuits.
+        DataError: the folder holds no policy.
+    """
+
+    def __init__(
+        self,
+        task: DesignTask,
+        random: np.random.Generator,
+        *,
+        policy: str | None,
+        n_hidden: Count,
+        in_degree: Positive,
+        share_inhibition: Share,
+        share_random: Part,
+        learning_rate: Positive,
+        n_reuse: Natural,
+        n_memory: Count,
+        clip: Positive,
+        shaping: NotNegative,
+        novelty: NotNegative,
+    ) -> None:
+        self.task = task
+        self.draws = torch.Generator().manual_seed(int(random.integers(2**62)))
+        if policy is None:
+            self.policy = policies.CircuitPolicy(
+                n_gene_max=task.n_gene,
+                n_hidden=n_hidden,
+                in_degree=in_degree,
+                share_inhibition=share_inhibition,
+                share_random=share_random,
+                generator=self.draws,
+            )
+        else:
+            self.policy = load_policy(Path(policy), task.n_gene, share_random)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
+        self.n_reuse = n_reuse
+        self.n_memory = n_memory
+        self.clip = clip
+        self.shaping = shaping
+        self.novelty = novelty
+        self.pending: list[tuple[policies.Rollouts, list[bytes]]] = []
+        self.memory: list[policies.Rollouts] = []
+
+    def propose(self, n_circuit: int) -> Adjacency:
+        """Write circuits."""
+        wish = torch.full((n_circuit,), self.task.label)
+        rollouts = self.policy.sample(wish, self.task.n_gene, self.draws)
+        matrices = self.policy.matrices(rollouts)
+        self.pending.append((rollouts, canonical_keys(matrices)))
+        return matrices
+
+    def learn(self, circuits: Adjacency, facts: CircuitFacts, score: NDArray[np.float64]) -> None:
+        """Take steps of the policy gradient; proposals that never reached the oracle earn 0."""
+        credit = partial_credit(self.task.phenotype, circuits, facts)
+        is_new = np.ones(len(circuits), dtype=bool)
+        worth = policies.reward(
+            score, credit, is_new=is_new, is_repeat=~is_new, shaping=self.shaping,
+            novelty=self.novelty,
+        )  # fmt: skip
+        value = {matrix.tobytes(): float(w) for matrix, w in zip(circuits, worth, strict=True)}
+        for rollouts, keys in self.pending:
+            for k, key in enumerate(keys):
+                rollouts.reward[k] = value.pop(key, 0.0)
+            self.memory.append(rollouts)
+        self.pending = []
+        self.memory = self.memory[-self.n_memory :]
+        batch = policies.joined(self.memory)
+        for _ in range(self.n_reuse):
+            self.optimizer.zero_grad()
+            policies.policy_gradient(self.policy, batch, clip=self.clip).backward()
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            self.optimizer.step()
+
+
+def load_policy(folder: Path, n_gene: int, share_random: float) -> policies.CircuitPolicy:
+    """The policy of a run of ``grn_phenotype``, to be trained on.
+
+    Raises:
+        DataError: the folder holds none.
+        ConfigError: it writes smaller circuits only.
+    """
+    file = folder / "checkpoints" / "final.pt"
+    if not file.is_file():
+        raise DataError(
+            f"generator.policy={folder} holds no checkpoints/final.pt: give the folder of a run of "
+            "+experiment=grn_phenotype"
+        )
+    state = load_checkpoint(file)["model"]
+    own = {k.removeprefix("explorer."): v for k, v in state.items() if k.startswith("explorer.")}
+    if not own:
+        raise DataError(
+            f"the run in {folder} has no policy: train with model.explorer, as "
+            "+experiment=grn_phenotype does"
+        )
+    n_gene_max, n_hidden = len(own["size"]) - 1, own["wish"].shape[1]
+    if n_gene > n_gene_max:
+        raise ConfigError(
+            f"the policy in {folder} writes circuits of up to {n_gene_max} genes, got n_genes="
+            f"{n_gene}: leave generator.policy out, so that a new one is trained for the request"
+        )
+    policy = policies.CircuitPolicy(
+        n_gene_max=n_gene_max, n_hidden=n_hidden, in_degree=2.0, share_inhibition=0.5,
+        share_random=share_random, generator=torch.Generator(),
+    )  # fmt: skip
+    policy.load_state_dict(own)
+    return policy
+
+
+def partial_credit(phenotype: str, circuits: Adjacency, facts: CircuitFacts) -> NDArray[np.float64]:
     """How much of what the phenotype needs a circuit has already, 0 to 1, ``(n_circuit,)``."""
     up, down = circuits > 0, circuits < 0
     n = circuits.shape[1]
     off = ~np.eye(n, dtype=bool)
     chain = ((up & off).astype(np.int32) @ (up & off).astype(np.int32)) > 0
-    if task.phenotype == "toggle_switch":
+    if phenotype == "toggle_switch":
         parts = (facts.has_mutual_inhibition, facts.is_multistable)
-    elif task.phenotype == "oscillator":
+    elif phenotype == "oscillator":
         parts = (facts.has_negative_loop, facts.n_cycle > 0)
-    elif task.phenotype == "pulse_generator":
+    elif phenotype == "pulse_generator":
         onto = ((up & off).astype(np.int32) @ (down & off).astype(np.int32)) > 0
         motif = (onto & up & off).any((1, 2))
         parts = (motif, facts.n_fixed_point > 0, facts.n_loop_cycle == 0)
-    elif task.phenotype == "amplifier":
+    elif phenotype == "amplifier":
         parts = ((chain & off).any((1, 2)), ~facts.has_negative_loop, facts.n_input > 0)
-    elif task.phenotype == "adaptation":
+    elif phenotype == "adaptation":
         parts = (facts.has_negative_loop, facts.is_monostable, facts.n_cycle == 0)
     else:
         parts = (facts.n_cycle == 0, ~facts.has_mutual_inhibition)

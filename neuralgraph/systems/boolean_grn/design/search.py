@@ -14,6 +14,7 @@ from neuralgraph.systems.boolean_grn.circuit import Adjacency, canonical_form
 from neuralgraph.systems.boolean_grn.design.generators import Generator, usable
 from neuralgraph.systems.boolean_grn.design.task import DesignTask
 from neuralgraph.systems.boolean_grn.oracle import CircuitFacts
+from neuralgraph.systems.boolean_grn.simulator import LEARN, core_keys
 
 OBJECTIVES = ("first", "robust")
 """``first``: stop at the number asked for; ``robust``: use up the evaluations, return the most
@@ -82,7 +83,7 @@ def search(
         n_batch: Proposals at a time.
         n_evaluation_max: Oracle evaluations at most.
         objective: One of :data:`OBJECTIVES`.
-        known: Canonical keys that do not count as new (the training data).
+        known: Keys that do not count as new (:func:`training_keys`).
 
     Raises:
         ConfigError: no circuit of this size has the phenotype, or none was found.
@@ -129,8 +130,9 @@ def search(
                 (matrix.tobytes(), float(r)) for matrix, r in zip(batch[is_hit], share, strict=True)
             )
         generator.learn(batch, facts, score)
-        for matrix in batch[is_hit]:
-            if matrix.tobytes() in known:
+        met = batch[is_hit]
+        for matrix, key in zip(met, core_keys(met) if known else met, strict=True):
+            if known and key in known:
                 n_known += 1
             else:
                 hits.append(matrix)
@@ -196,30 +198,37 @@ def _all_classes(task: DesignTask, classes: Adjacency, n: int) -> Design:
     )
 
 
-def training_keys(path: str, n_gene: int) -> frozenset[bytes]:
-    """Canonical keys of the circuits of one size that a classifier learned from.
+def training_keys(recording: Recording, source: str) -> frozenset[bytes]:
+    """Keys of the circuits a classifier learned from, validation circuits included.
+
+    Unconnected genes do not count: a training circuit of 5 genes of which 4 are connected makes
+    that circuit of 4 genes known.
 
     Args:
-        path: A run or simulation folder of ``grn_phenotype``.
-        n_gene: Genes.
+        recording: A population of circuits.
+        source: Where it comes from, for the error.
 
     Raises:
-        DataError: the folder holds no circuits.
+        DataError: the recording holds no circuits.
+    """
+    graph = recording.graph
+    if not {"adjacency", "n_gene"} <= set(graph):
+        raise DataError(f"{source} holds no circuits: give a run of grn_phenotype")
+    is_ours = graph["use"] == LEARN if "use" in graph else graph["n_gene"] > 0
+    if not bool(is_ours.any()):
+        return frozenset()
+    n = int(graph["n_gene"][is_ours].max())
+    return frozenset(core_keys(graph["adjacency"][is_ours][:, :n, :n].numpy().astype(np.int8)))
+
+
+def load_population(path: str) -> Recording:
+    """The circuits of a run or simulation folder of ``grn_phenotype``.
+
+    Raises:
+        DataError: the folder holds no recording.
     """
     folder = Path(path)
-    file = next(
-        (f for f in (folder / "data" / "recording.pt", folder / "recording.pt") if f.is_file()),
-        None,
-    )
-    if file is None:
-        raise DataError(f"training={path} holds no recording.pt: give the folder of a run")
-    graph = Recording.load(file).graph
-    if not {"adjacency", "n_gene"} <= set(graph):
-        raise DataError(f"training={path} holds no circuits: give a run of grn_phenotype")
-    is_ours = graph["n_gene"] == n_gene
-    if "use" in graph:
-        is_ours &= graph["use"] == 0
-    circuits = graph["adjacency"][is_ours][:, :n_gene, :n_gene].numpy().astype(np.int8)
-    if len(circuits) == 0:
-        return frozenset()
-    return frozenset(matrix.tobytes() for matrix in canonical_form(circuits))
+    for file in (folder / "data" / "recording.pt", folder / "recording.pt"):
+        if file.is_file():
+            return Recording.load(file)
+    raise DataError(f"training={path} holds no recording.pt: give the folder of a run")
