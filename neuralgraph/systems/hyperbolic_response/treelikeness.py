@@ -16,6 +16,8 @@ from neuralgraph.training.riemannian import RiemannianAdam
 
 FLAT_SCALE = 3.0
 """Graph distance per unit of geodesic distance where an embedding starts."""
+START_NOISE = 0.02
+"""Standard deviation of what is added to classical scaling: sets symmetric branches apart."""
 EXACT_UP_TO = 2_000_000
 """Quadruples that are all looked at; more are sampled."""
 
@@ -210,6 +212,23 @@ class Embedding:
     loss: float
 
 
+def classical_scaling(distance: Tensor, dim: Count) -> Tensor:
+    """Flat coordinates by the leading eigenvectors of the centred squared distances, ``(n, dim)``.
+
+    Directions beyond the rank are 0.
+
+    Source:
+        Torgerson (1952).
+    """
+    n = len(distance)
+    centre = torch.eye(n, dtype=torch.float64) - 1 / n
+    gram = -0.5 * centre @ distance.double().square() @ centre
+    values, vectors = torch.linalg.eigh(gram)
+    n_used = min(dim, n)
+    found = vectors.flip(1)[:, :n_used] * values.flip(0)[:n_used].clamp_min(0.0).sqrt()
+    return torch.nn.functional.pad(found, (0, dim - n_used))
+
+
 def embed(
     distance: Tensor,
     manifold: ManifoldName,
@@ -222,10 +241,10 @@ def embed(
     r"""Points whose distances follow those of a graph, by RiemannianAdam.
 
     Minimises the mean over pairs of $(s\, d_e / d_g - 1)^2$. The scale $s$ falls from 3 to 1 in the
-    first half of the steps and is then learned, as a curvature would be: points spread as in flat
-    space while all lie near the origin, and branches settle before space bends between them. The
-    rate falls by half a cosine. All spaces get the same loss, start, steps and numbers of
-    parameters.
+    first half of the steps and is then learned, as a curvature would be: points start at classical
+    scaling plus noise, all near the origin where every space is flat, and branches settle before
+    space bends between them. The rate falls by half a cosine. All spaces get the same loss, start
+    (in the tangent space at the origin), steps and numbers of parameters.
 
     Args:
         distance: Of the graph, ``(n, n)``, finite, above 0 off the diagonal.
@@ -238,7 +257,10 @@ def embed(
     n = len(distance)
     space = geometry(manifold, curvature=1.0, learnable=False)
     draw = torch_generator(seed, "embedding")
-    table = ManifoldEmbedding(space, n, dim, generator=draw, init_std=0.1).double()
+    table = ManifoldEmbedding(space, n, dim, generator=draw).double()
+    noise = START_NOISE * torch.randn(n, dim, generator=draw, dtype=torch.float64)
+    start = classical_scaling(distance, dim) / (2 * FLAT_SCALE) + noise
+    table.point.data.copy_(space.parameter(start).data)
     log_scale = torch.nn.Parameter(torch.tensor(math.log(FLAT_SCALE), dtype=torch.float64))
     i, j = torch.triu_indices(n, n, offset=1)
     wanted = distance[i, j].double()

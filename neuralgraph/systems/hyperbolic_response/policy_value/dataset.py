@@ -347,13 +347,10 @@ def _graph(
     if source in ("string", "correlation") and threshold is None:
         raise ConfigError(f"dataset.graph={source} needs dataset.graph_threshold")
     if source == "trrust":
-        return read_trrust(find_data(str(path)), nodes)
+        return read_trrust(find_data(str(path)), nodes, 0)
     if source == "string":
-        if names_path is None:
-            raise ConfigError("dataset.graph=string needs dataset.graph_names_path")
-        return read_string(
-            find_data(str(path)), find_data(names_path), nodes, float(threshold or 0)
-        )
+        table = None if names_path is None else find_data(names_path)
+        return read_string(find_data(str(path)), table, nodes, float(threshold or 0), 0)
     if source == "correlation":
         place = {name: i for i, name in enumerate(measured)}
         genes = [name for name in nodes if name in place]
