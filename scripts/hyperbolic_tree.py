@@ -23,20 +23,20 @@ from typing import Any
 import torch
 
 POLICY = "+experiment=hyperbolic_policy_value"
-PAPALEXI = ("simulator=papalexi21", "dataset=policy_value_papalexi", "~prior.graph")
 GRAPHS: dict[str, tuple[str, ...]] = {
     "simulated_tree": (POLICY,),
     "simulated_correlation": (
         POLICY, "dataset.graph=correlation", "dataset.graph_threshold=0.15",
     ),
-    "papalexi_trrust": (POLICY, *PAPALEXI),
+    "papalexi_trrust": ("+experiment=hyperbolic_response_papalexi",),
     "papalexi_correlation": (
-        POLICY, *PAPALEXI, "dataset.graph=correlation", "dataset.graph_path=null",
-        "dataset.graph_threshold=0.1",
+        "+experiment=hyperbolic_response_papalexi", "dataset.graph=correlation",
+        "dataset.graph_path=null", "dataset.graph_threshold=0.1",
     ),
-    "norman_trrust": (
-        POLICY, "simulator=norman19", "dataset=policy_value_papalexi", "~prior.graph",
-        "dataset.reference=cell_type", "dataset.n_top_genes=null",
+    "norman_trrust": ("+experiment=hyperbolic_response",),
+    "norman_correlation": (
+        "+experiment=hyperbolic_response", "dataset.graph=correlation",
+        "dataset.graph_path=null", "dataset.graph_threshold=0.1",
     ),
 }  # fmt: skip
 """Overrides by graph; ``trrust`` is the whole file."""

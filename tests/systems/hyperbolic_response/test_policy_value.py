@@ -68,7 +68,7 @@ def data(n_cell_type: int = 1, **options) -> PolicyValueData:
         "reward": "cell", "reference": "cell_type", "condition_on_cell_type": True,
         "seed_of_split": 0, "n_top_genes": None, "min_cells_per_gene": 3, "target_sum": 1e4,
         "max_order": None, "graph": "simulator", "graph_path": None, "graph_names_path": None,
-        "graph_threshold": None,
+        "graph_threshold": None, "graph_bridges": 0,
     }  # fmt: skip
     return PolicyValueData(*screen(n_cell_type), **{**settings, **options})
 
@@ -151,7 +151,7 @@ def test_targets_of_the_training_half_do_not_depend_on_held_out_cells():
         "reward": "cell", "reference": "cell_type", "condition_on_cell_type": True,
         "seed_of_split": 0, "n_top_genes": None, "min_cells_per_gene": 3, "target_sum": 1e4,
         "max_order": None, "graph": "simulator", "graph_path": None, "graph_names_path": None,
-        "graph_threshold": None,
+        "graph_threshold": None, "graph_bridges": 0,
     }  # fmt: skip
     other = PolicyValueData(changed, given, **options)  # type: ignore[arg-type]
     assert torch.equal(d.train.reward, other.train.reward)
@@ -211,7 +211,7 @@ def test_other_graphs_and_what_is_refused():
             type(recording)(**{**recording.__dict__, "provenance": one}), given,
             reward="cell", reference="cell_type", condition_on_cell_type=True, seed_of_split=0,
             n_top_genes=None, min_cells_per_gene=3, target_sum=1e4, max_order=1,
-            graph="identity", graph_path=None, graph_names_path=None, graph_threshold=None,
+            graph="identity", graph_path=None, graph_names_path=None, graph_threshold=None, graph_bridges=0,
         )  # fmt: skip
 
 

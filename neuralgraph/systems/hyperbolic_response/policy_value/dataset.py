@@ -43,7 +43,7 @@ class PolicyValueSpec:
 
     Args:
         gene_names: Response genes.
-        node_names: Genes of the graph: response genes, and perturbed genes that are none.
+        node_names: Genes of the graph: response genes, perturbed genes that are none, bridges.
         perturbations: Conditions of the screen but the control.
         contexts: Cell types.
         gene_node: Node of each response gene, ``(G,)`` long.
@@ -140,6 +140,8 @@ class PolicyValueData:
         graph_path: Its file (``string``, ``trrust``).
         graph_names_path: Table from STRING identifiers to symbols.
         graph_threshold: Least score (``string``) or absolute correlation (``correlation``).
+        graph_bridges: Largest number of genes outside the screen that join the graph to connect
+            its genes (``string``, ``trrust``).
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class PolicyValueData:
         graph_path: str | None,
         graph_names_path: str | None,
         graph_threshold: Positive | None,
+        graph_bridges: Natural,
     ) -> None:
         facts = recording.provenance
         values = recording.state[:, 0]
@@ -193,7 +196,9 @@ class PolicyValueData:
         made = _graph(
             graph, nodes, recording.names, control, given,
             path=graph_path, names_path=graph_names_path, threshold=graph_threshold,
+            n_bridge=graph_bridges,
         )  # fmt: skip
+        nodes = made.names  # the genes of the screen, then bridges
         contexts = tuple(facts["cell_types"]) if condition_on_cell_type else ("all",)
         context = cell_type if condition_on_cell_type else torch.zeros_like(cell_type)
         of = fine if reference == "batch" else cell_type
@@ -340,6 +345,7 @@ def _graph(
     path: str | None,
     names_path: str | None,
     threshold: float | None,
+    n_bridge: int,
 ) -> GeneGraph:
     """The gene graph over the nodes."""
     if source in ("string", "trrust") and path is None:
@@ -347,10 +353,10 @@ def _graph(
     if source in ("string", "correlation") and threshold is None:
         raise ConfigError(f"dataset.graph={source} needs dataset.graph_threshold")
     if source == "trrust":
-        return read_trrust(find_data(str(path)), nodes, 0)
+        return read_trrust(find_data(str(path)), nodes, n_bridge)
     if source == "string":
         table = None if names_path is None else find_data(names_path)
-        return read_string(find_data(str(path)), table, nodes, float(threshold or 0), 0)
+        return read_string(find_data(str(path)), table, nodes, float(threshold or 0), n_bridge)
     if source == "correlation":
         place = {name: i for i, name in enumerate(measured)}
         genes = [name for name in nodes if name in place]
