@@ -425,9 +425,11 @@ class ResponseData:
         self.isolated = tuple(alone)
         node = {name: i for i, name in enumerate(self.graph.names)}
         self._gene_node = torch.tensor([node[name] for name in self.gene_names])
+        self._made: dict[bytes, _Summaries] = {}
         self.folds: list[Fold] = [
             self._make_fold(cut, n_top_genes, min_cells_per_gene) for cut in splits
         ]
+        self._made.clear()
         node_mean = torch.zeros(self.graph.n_node, dtype=torch.float64)
         node_mean[self._gene_node] = self.matrix.values[prediction].double().mean(0)
         is_measured = torch.zeros(self.graph.n_node, dtype=torch.bool)
@@ -604,40 +606,26 @@ class ResponseData:
         ]
         return torch.stack(means)
 
-    def _matched(self, cells: Sequence[Tensor], controls: Tensor, genes: Tensor) -> Tensor:
-        """Mean of ``controls`` in the strata of each group of cells, ``(n_group, G)``."""
-        of_control = self._stratum[controls]
-        strata = of_control.unique()
-        values = self.matrix.values[controls][:, genes].double()
-        means = torch.stack([values[of_control == s].mean(0) for s in strata])
-        part = torch.stack(
-            [(self._stratum[rows][:, None] == strata).double().mean(0) for rows in cells]
-        )
-        return part @ means
-
-    def _mean(self, cells: Sequence[Tensor], genes: Tensor) -> Tensor:
-        return torch.stack([self.matrix.values[r][:, genes].double().mean(0) for r in cells])
+    def _summaries(self, genes: Tensor) -> _Summaries:
+        """Summaries at some genes, shared by the folds that respond with the same ones."""
+        key = genes.numpy().tobytes()
+        if key not in self._made:
+            self._made[key] = _Summaries(self, genes)
+        return self._made[key]
 
     def _conditions(self, rows: Sequence[int], genes: Tensor) -> ConditionSet:
         index = torch.tensor(rows, dtype=torch.long)
-        cells = [self._rows[i] for i in rows]
-        n_cell = torch.tensor([len(r) for r in cells], dtype=torch.float64)
-        variance = torch.stack([self.matrix.values[r][:, genes].double().var(0) for r in cells])
+        every = [self._summaries(genes).of(row) for row in rows]
         return ConditionSet(
             names=tuple(self._name(i) for i in rows),
             multi_hot=self._multi_hot[index],
             context=self._context_of[index],
-            n_cell=n_cell,
-            mean=self._mean(cells, genes),
-            variance=variance / n_cell[:, None],
-            control=torch.stack(
-                [
-                    self._matched(cells, self._control_rows[first], genes)
-                    for first in self._is_prediction
-                ]
-            ),
-            control_shared=self._matched(cells, self._control_rows, genes),
-            rows=tuple(cells),
+            n_cell=torch.tensor([len(self._rows[i]) for i in rows], dtype=torch.float64),
+            mean=torch.stack([one.mean for one in every]),
+            variance=torch.stack([one.variance for one in every]),
+            control=torch.stack([one.control for one in every], 1),
+            control_shared=torch.stack([one.control_shared for one in every]),
+            rows=tuple(self._rows[i] for i in rows),
             genes=genes,
             matrix=self.matrix,
         )
@@ -646,33 +634,82 @@ class ResponseData:
         self, rows: Sequence[int], genes: Tensor, subgroup: tuple[str, ...]
     ) -> HeldOutSet:
         base = self._conditions(rows, genes)
-        truth, parts = [], {"a": [], "b": [], "a_shared": [], "b_shared": []}
-        for repeat, first in enumerate(self._is_prediction):
-            controls = {"a": self._control_rows[first], "b": self._control_rows[~first]}
-            truth.append(self._matched(base.rows, controls["b"], genes))
-            cut = [self._cell_halves(row, repeat) for row in rows]
-            for half in ("a", "b"):
-                cells = [
-                    self._rows[row][is_first if half == "a" else ~is_first]
-                    for row, is_first in zip(rows, cut, strict=True)
-                ]
-                mean = self._mean(cells, genes)
-                parts[half].append(mean - self._matched(cells, controls[half], genes))
-                everyone = self._matched(cells, self._control_rows, genes)
-                parts[f"{half}_shared"].append(mean - everyone)
+        every = [self._summaries(genes).halves_of(row) for row in rows]
+        made = {
+            name: torch.stack([one[name] for one in every], 1)
+            for name in ("control_truth", "half_a", "half_b", "half_a_shared", "half_b_shared")
+        }
         return HeldOutSet(
-            **{f.name: getattr(base, f.name) for f in fields(base)},
-            control_truth=torch.stack(truth),
-            half_a=torch.stack(parts["a"]),
-            half_b=torch.stack(parts["b"]),
-            half_a_shared=torch.stack(parts["a_shared"]),
-            half_b_shared=torch.stack(parts["b_shared"]),
-            subgroup=subgroup,
+            **{f.name: getattr(base, f.name) for f in fields(base)}, **made, subgroup=subgroup
         )
 
     def _cell_halves(self, row: int, repeat: int) -> Tensor:
         name = f"halves of {self._name(row)} in {self.contexts[int(self._context_of[row])]}"
         return halves(self._fine[self._rows[row]], seed=self.seed_of_split, name=f"{name} {repeat}")
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """One condition: see :class:`ConditionSet`, without its leading axis C."""
+
+    mean: Tensor
+    variance: Tensor
+    control: Tensor
+    control_shared: Tensor
+
+
+class _Summaries:
+    """Means of conditions and of their matched controls at some genes, each made once."""
+
+    def __init__(self, data: ResponseData, genes: Tensor) -> None:
+        self.data, self.genes = data, genes
+        controls = data._control_rows
+        of = data._stratum[controls]
+        self.strata = of.unique()
+        values = data.matrix.values[controls][:, genes].double()
+
+        def means(chosen: Tensor) -> Tensor:
+            return torch.stack([values[chosen & (of == s)].mean(0) for s in self.strata])
+
+        # (R, n_stratum, G) of each half, (n_stratum, G) of all
+        self.first = torch.stack([means(is_first) for is_first in data._is_prediction])
+        self.second = torch.stack([means(~is_first) for is_first in data._is_prediction])
+        self.both = means(torch.ones_like(of, dtype=torch.bool))
+        self._of: dict[int, _Summary] = {}
+        self._halves: dict[int, dict[str, Tensor]] = {}
+
+    def part(self, cells: Tensor) -> Tensor:
+        """Share of the cells in each stratum of controls, ``(n_stratum,)``."""
+        return (self.data._stratum[cells][:, None] == self.strata).double().mean(0)
+
+    def of(self, row: int) -> _Summary:
+        """Of a condition."""
+        if row not in self._of:
+            cells = self.data._rows[row]
+            values = self.data.matrix.values[cells][:, self.genes].double()
+            part = self.part(cells)
+            self._of[row] = _Summary(
+                values.mean(0), values.var(0) / len(cells), part @ self.first, part @ self.both
+            )
+        return self._of[row]
+
+    def halves_of(self, row: int) -> dict[str, Tensor]:
+        """What the judge measures a held-out condition with, by name, ``(R, G)`` each."""
+        if row not in self._halves:
+            data, cells = self.data, self.data._rows[row]
+            values = data.matrix.values[cells][:, self.genes].double()
+            found: dict[str, list[Tensor]] = {}
+            for repeat in range(data.n_control_split):
+                is_first = data._cell_halves(row, repeat)
+                controls = {"a": self.first[repeat], "b": self.second[repeat]}
+                for half, chosen in (("a", is_first), ("b", ~is_first)):
+                    mean, part = values[chosen].mean(0), self.part(cells[chosen])
+                    found.setdefault(f"half_{half}", []).append(mean - part @ controls[half])
+                    found.setdefault(f"half_{half}_shared", []).append(mean - part @ self.both)
+            made = {name: torch.stack(parts) for name, parts in found.items()}
+            made["control_truth"] = self.part(cells) @ self.second
+            self._halves[row] = made
+        return self._halves[row]
 
 
 def _items(folds: Sequence[Fold], *, validation: bool = False) -> ResponseBatch:
