@@ -1,12 +1,13 @@
 """Circuit design: success, novelty, robustness and cost of each generator, over seeds.
 
-    python scripts/bench_design.py [--training RUN_FOLDER] [--seeds 5] [--json FILE]
+    python scripts/bench_design.py [--policy RUN_FOLDER] [--seeds 5] [--sizes 3 4 5 6] [--json FILE]
 
-For every phenotype and 3 to 6 genes, 20 circuits by the knobs of ``conf/generator``. The cost is
-the number of circuits the oracle labels for each circuit of the phenotype that was met; both
-generators skip what is isomorphic to something they have seen. ``--training`` is a run or
-simulation folder of ``grn_phenotype``: a circuit counts as new where none of its circuits to learn
-from is isomorphic.
+For every phenotype and size, 20 circuits by the knobs of ``conf/design.yaml`` and
+``conf/generator``; what the default classifier learnt from does not count as new. The cost is the
+number of circuits the oracle labels for each circuit of the phenotype that was met, mean over the
+seeds with its 95 % interval (Student's t). No generator pays for what is isomorphic to something it
+has seen. ``--policy`` is a run of ``grn_phenotype``, whose stage 5 has trained a policy: a further
+column shows the learned generator that starts from it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import torch
 import yaml
 
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import canonical_keys
-from neuralgraph.systems.boolean_grn.design.generators import Evolution, RandomSearch
+from neuralgraph.systems.boolean_grn.design.generators import Evolution, Learned, RandomSearch
 from neuralgraph.systems.boolean_grn.design.search import Design, search, training_keys
 from neuralgraph.systems.boolean_grn.design.task import DesignTask
 from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, label_circuits
+from neuralgraph.systems.boolean_grn.simulator import CircuitPopulation, core_keys
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-GENERATORS = {"random": RandomSearch, "evolutionary": Evolution}
+CLASSES = {"random": RandomSearch, "evolutionary": Evolution, "learned": Learned}
+STAGE_5 = "learned, after stage 5"
 
 
 def knobs(path: str, *drop: str) -> dict[str, Any]:
@@ -41,15 +45,23 @@ def knobs(path: str, *drop: str) -> dict[str, Any]:
 
 
 def run(
-    name: str, phenotype: str, n_gene: int, seed: int, objective: str, known: frozenset[bytes]
+    name: str,
+    phenotype: str,
+    n_gene: int,
+    seed: int,
+    objective: str,
+    known: frozenset[bytes],
+    policy: str | None = None,
 ) -> Design:
     """One design at the defaults of ``conf/design.yaml``."""
     verb = knobs("design.yaml")
     names = ("rule", "update", "feedback", "is_connected")
     task = DesignTask(phenotype=phenotype, n_gene=n_gene, **{k: verb[k] for k in names})
-    generator = GENERATORS[name](
-        task, numpy_generator(seed, "design"), **knobs(f"generator/{name}.yaml")
-    )
+    stem = "learned" if name == STAGE_5 else name
+    arguments = knobs(f"generator/{stem}.yaml")
+    if name == STAGE_5:
+        arguments["policy"] = policy
+    generator = CLASSES[stem](task, numpy_generator(seed, "design"), **arguments)
     found = search(
         task,
         generator,
@@ -64,19 +76,13 @@ def run(
     return found
 
 
-def new_ones(
-    phenotype: str, n_gene: int, n_seed: int, known: frozenset[bytes]
-) -> tuple[float, float]:
-    """Circuits returned that are not in the training data (mean), and evaluations for each."""
-    n_returned, n_evaluation = 0, 0
-    for seed in range(n_seed):
-        found = run("evolutionary", phenotype, n_gene, seed, "first", known)
-        keys = set(canonical_keys(found.circuits))
-        if found.n_class is None or found.n_class > len(found.circuits):
-            assert not keys & known
-        n_returned += len(keys - known)
-        n_evaluation += found.n_evaluation
-    return n_returned / n_seed, n_evaluation / max(1, n_returned)
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval."""
+    from scipy.stats import t
+
+    n = len(values)
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    return float(np.mean(values)), half
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,56 +90,68 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--training", help="folder of a grn_phenotype run or simulation")
+    parser.add_argument("--policy", help="folder of a grn_phenotype run with stage 5")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 4, 5, 6])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    learnt = CircuitPopulation(**knobs("simulator/grn_circuits.yaml", "seed")).simulate(42)[0]
+    training = training_keys(learnt, "population")
+    names = [*CLASSES, *([STAGE_5] if options.policy else [])]
     rows = []
     print(
-        "| genes | phenotype | returned | evaluations per success, random | evolutionary | "
-        "new against training | returned with `training=` | evaluations per new one | "
-        "robustness, first | robust | CPU ms a circuit |\n"
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "| genes | phenotype | returned | "
+        + " | ".join(f"evaluations per success, {name} | CPU s" for name in names)
+        + " | new against training | without `training` | robustness, first | robust |\n"
+        + "| ---: | --- |"
+        + " ---: |" * (5 + 2 * len(names)),
+        flush=True,
     )
-    for n_gene in (3, 4, 5, 6):
-        known = frozenset[bytes]()
-        if options.training is not None:
-            known = training_keys(options.training, n_gene)
+    for n_gene in options.sizes:
+        known = training if n_gene > 3 else frozenset[bytes]()
         for phenotype in PHENOTYPES:
             row: dict[str, Any] = {"n_gene": n_gene, "phenotype": phenotype}
-            spent = 0.0
-            for name in GENERATORS:
+            cells = []
+            for name in names:
+                if name == STAGE_5 and not 4 <= n_gene <= 6:
+                    cells.append("– | –")
+                    continue
                 began = time.process_time()
                 found = [
-                    run(name, phenotype, n_gene, seed, "first", frozenset())
+                    run(name, phenotype, n_gene, seed, "first", known, options.policy)
                     for seed in range(options.seeds)
                 ]
-                if name == "evolutionary":
-                    spent = time.process_time() - began
+                spent = (time.process_time() - began) / options.seeds
                 each = [d.evaluations_per_success for d in found]
-                row[name] = [float(np.mean(each)), float(np.min(each)), float(np.max(each))]
-            first = found
-            row["returned"] = [len(d.circuits) for d in first]
-            row["robustness_first"] = float(np.mean([d.robustness.mean() for d in first]))
-            robust = run("evolutionary", phenotype, n_gene, 0, "robust", frozenset())
+                mean, half = interval(each)
+                row[name] = {"each": each, "mean": mean, "half": half, "cpu_s": spent}
+                row[name]["returned"] = [len(d.circuits) for d in found]
+                row[name]["new"] = float(
+                    np.mean([k not in known for d in found for k in core_keys(d.circuits)])
+                )
+                cells.append(f"{mean:.2f} ± {half:.2f} | {spent:.2f}")
+                if name == "evolutionary":
+                    row["robustness_first"] = float(np.mean([d.robustness.mean() for d in found]))
+            free = [
+                key
+                for seed in range(options.seeds)
+                for key in core_keys(
+                    run("evolutionary", phenotype, n_gene, seed, "first", frozenset()).circuits
+                )
+            ]
+            row["new_without"] = float(np.mean([key not in training for key in free]))
+            robust = run("evolutionary", phenotype, n_gene, 0, "robust", known)
             row["robustness_robust"] = float(robust.robustness.mean())
-            keys = [key for d in first for key in canonical_keys(d.circuits)]
-            row["novelty"] = float(np.mean([key not in known for key in keys]))
-            if known:
-                row["new"] = new_ones(phenotype, n_gene, options.seeds, known)
-            row["cpu_ms"] = 1000 * spent / sum(row["returned"])
             rows.append(row)
-            cost = [f"{row[k][0]:.2f} ({row[k][1]:.2f}–{row[k][2]:.2f})" for k in GENERATORS]
-            returned = sorted(set(row["returned"]))
-            new = f"{100 * row['novelty']:.0f} %" if known else "–"
-            if known:
-                new += f" | {row['new'][0]:g} | {row['new'][1]:.2f}"
-            else:
-                new += " | – | –"
+            returned = {n for name in names if name in row for n in row[name]["returned"]}
+            new = min(row[name]["new"] for name in names if name in row)
             print(
-                f"| {n_gene} | {phenotype} | {', '.join(map(str, returned))} | {cost[0]} | "
-                f"{cost[1]} | {new} | {row['robustness_first']:.2f} | "
-                f"{row['robustness_robust']:.2f} | {row['cpu_ms']:.1f} |",
+                f"| {n_gene} | {phenotype} | {', '.join(map(str, sorted(returned)))} | "
+                + " | ".join(cells)
+                + (f" | {100 * new:.0f} %" if known else " | –")
+                + f" | {100 * row['new_without']:.0f} % | {row['robustness_first']:.2f} | "
+                f"{row['robustness_robust']:.2f} |",
                 flush=True,
             )
     if options.json is not None:

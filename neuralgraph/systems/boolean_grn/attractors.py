@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -263,11 +263,21 @@ def _symbolic(
             )
         )
     else:
-        complexes = _symbolic_complex(network, seconds_limit)
+        complexes = _within(seconds_limit, _complex_sets, network)
         if complexes is None:
+            n_space = _within(seconds_limit, _n_minimal_trap_space, network)
+            bound = ""
+            if n_space is not None:
+                bound = (
+                    f"; at least {n_space - n_fixed:,} of these there are (minimal trap spaces "
+                    "that are no fixed point, each of which holds one)"
+                    if n_space > n_fixed
+                    else "; every minimal trap space is a fixed point"
+                )
             notes.append(
                 f"the search for complex attractors was stopped after {seconds_limit:g} s: the "
-                "fixed points are complete, other attractors may be missing; raise seconds_limit"
+                f"fixed points are complete, other attractors may be missing{bound}; raise "
+                "seconds_limit"
             )
         else:
             counts["complex"] = len(complexes)
@@ -360,16 +370,35 @@ def _complex_sets(network: BooleanNetwork) -> list[tuple[int, str, list[list[boo
     return sorted(found, key=lambda item: (item[0], item[1]))
 
 
-def _work(network: BooleanNetwork, pipe: Any) -> None:
+def _n_minimal_trap_space(network: BooleanNetwork) -> int:
+    """Smallest sets of states, given by fixed values of some genes, that cannot be left.
+
+    Fixed points are among them, and each holds at least one attractor of its own, whatever the
+    update: a lower bound where the attractors themselves are too many to compute.
+
+    Source:
+        Klarner, Bockmayr & Siebert, Natural Computing 14 (2015).
+    """
+    import biodivine_aeon as aeon
+
+    order = tuple(f"g{k}" for k in range(network.n_gene))
+    plain = BooleanNetwork(order, network.functions).to_bnet()
+    model = aeon.BooleanNetwork.from_bnet(plain).infer_valid_graph()
+    context = aeon.SymbolicSpaceContext(model)
+    graph = aeon.AsynchronousGraph(model, context)
+    return int(aeon.TrapSpaces.minimal_symbolic(context, graph).spaces().cardinality())
+
+
+def _work(task: Callable[[BooleanNetwork], Any], network: BooleanNetwork, pipe: Any) -> None:
     pipe.send("begins")  # the clock does not run while the process starts
-    pipe.send(_complex_sets(network))
+    pipe.send(task(network))
     pipe.close()
 
 
-def _symbolic_complex(
-    network: BooleanNetwork, seconds_limit: float
-) -> list[tuple[int, str, list[list[bool]]]] | None:
-    """Complex attractors, or ``None`` when the time is up; the search runs in its own process.
+def _within(
+    seconds_limit: float, task: Callable[[BooleanNetwork], Any], network: BooleanNetwork
+) -> Any | None:
+    """Result of a symbolic search, or ``None`` when the time is up; it runs in its own process.
 
     Raises:
         SolverError: the process ended by itself without a result.
@@ -378,7 +407,7 @@ def _symbolic_complex(
 
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(network, sender), daemon=True)
+    process = context.Process(target=_work, args=(task, network, sender), daemon=True)
     process.start()
     sender.close()
     try:

@@ -12,6 +12,7 @@ import pytest
 from neuralgraph.core.data_home import find_data
 from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
 from neuralgraph.core.seeding import numpy_generator
+from neuralgraph.systems.boolean_grn import attractors
 from neuralgraph.systems.boolean_grn.attractors import as_states, find_attractors
 from neuralgraph.systems.boolean_grn.circuit import (
     EXAMPLES,
@@ -210,6 +211,25 @@ def test_a_symbolic_search_that_takes_too_long_is_stopped_and_says_so():
     )
     assert any("stopped after 0.05 s" in note for note in found.notes)
     assert "complex" not in found.counts and "fixed_point" in found.counts
+
+
+def test_minimal_trap_spaces_bound_the_attractors_of_a_search_that_was_stopped(monkeypatch):
+    pytest.importorskip("biodivine_aeon", reason="needs the extra 'boolean'")
+    for name, expected in (("repressilator", 1), ("toggle_switch", 2), ("gated_repressilator", 2)):
+        network = BooleanNetwork.from_circuit(example_circuit(name))
+        assert attractors._n_minimal_trap_space(network) == expected, name
+        exact = find_attractors(network, update="asynchronous")
+        assert expected <= sum(exact.counts.values())
+
+    def stopped(seconds_limit, task, network):
+        return None if task is attractors._complex_sets else task(network)
+
+    monkeypatch.setattr(attractors, "_within", stopped)
+    found = find_attractors(
+        example_circuit("gated_repressilator"), update="asynchronous", engine="symbolic"
+    )
+    assert found.counts == {"fixed_point": 1}
+    assert any("at least 1 of these there are" in note for note in found.notes)
 
 
 def test_a_list_of_attractors_is_plain_data():
