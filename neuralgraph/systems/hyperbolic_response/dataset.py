@@ -480,15 +480,15 @@ class ResponseData:
 
         A stratum that has none among these controls takes the mean of all of them.
         """
-        everyone = self.matrix.values[controls][:, genes].double().mean(0)
+        values = self.matrix.values[controls][:, genes].double()
+        of_control = self._stratum[controls]
+        strata = of_control.unique()
+        means = torch.stack([values[of_control == s].mean(0) for s in strata])
         part = torch.stack(
-            [
-                (self._stratum[rows][:, None] == self._stratum[controls].unique()).double().mean(0)
-                for rows in cells
-            ]
+            [(self._stratum[rows][:, None] == strata).double().mean(0) for rows in cells]
         )
         missing = 1 - part.sum(1, keepdim=True)
-        return self._matched(cells, controls, genes) + missing * everyone
+        return part @ means + missing * values.mean(0)
 
     def to(self, device: torch.device | str) -> ResponseData:
         """A copy on a device; single cells stay where they are."""
