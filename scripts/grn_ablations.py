@@ -1,9 +1,13 @@
 """Each part of ``grn_phenotype`` switched off alone, on a small population.
 
-    python scripts/grn_ablations.py --seeds 0 1 [--variant NAME ...]
+    python scripts/grn_ablations.py --seeds 0 1 [--variant NAME ...] >> ablations.jsonl
+    python scripts/grn_ablations.py --table ablations.jsonl
 
 One line of JSON for each variant, seed and size. Every variant of a seed sees the same circuits and
-is trained for the same number of steps; seconds are CPU seconds of its training.
+is trained for the same number of steps; seconds are CPU seconds of its training. ``--table``
+prints, over the seeds, the accuracy of each variant and its difference to the whole network of the
+same seed, with 95 % intervals of the mean (Student's t over seeds). ``--population N M`` takes N
+circuits as they come and M of each phenotype, of 4 and of 5 genes.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-SMALL = ["simulator.n_natural=3000", "simulator.n_per_phenotype=500", "simulator.sizes_test=[4,6]"]
+WHOLE = {False: "all", True: "structure: all"}
 INFORMED, STRUCTURE = "model=grn_informed", "model=grn_structure"
 VARIANTS: dict[str, list[str]] = {
     "all": [INFORMED],
@@ -42,7 +47,9 @@ VARIANTS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def one(overrides: list[str], seed: int) -> tuple[dict[str, float], dict[str, int], float]:
+def one(
+    overrides: list[str], seed: int, population: list[int]
+) -> tuple[dict[str, float], dict[str, int], float]:
     """Metrics, number of unstratified test circuits by size, and CPU seconds of one training."""
     from hydra import compose
 
@@ -51,7 +58,11 @@ def one(overrides: list[str], seed: int) -> tuple[dict[str, float], dict[str, in
     from neuralgraph.core.seeding import derived_seed
     from neuralgraph.training.session import Session
 
-    chosen = ["+experiment=grn_phenotype", f"seed={seed}", *SMALL, *overrides]
+    small = [
+        f"simulator.n_natural={population[0]}", f"simulator.n_per_phenotype={population[1]}",
+        "simulator.sizes_test=[4,6]",
+    ]  # fmt: skip
+    chosen = ["+experiment=grn_phenotype", f"seed={seed}", *small, *overrides]
     config: dict[str, Any] = plain(compose("train", chosen))
     parts = pipeline.compose(config)
     recording, truth = parts.simulator.simulate(seed)
@@ -69,12 +80,56 @@ def one(overrides: list[str], seed: int) -> tuple[dict[str, float], dict[str, in
     return card.metrics, n_test, seconds
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval."""
+    from scipy.stats import t
+
+    x = torch.tensor(values, dtype=torch.float64)
+    half = float(t.ppf(0.975, len(x) - 1)) * float(x.std()) / len(x) ** 0.5 if len(x) > 1 else 0.0
+    return float(x.mean()), half
+
+
+def table(path: Path) -> str:
+    """Accuracy by variant, and its difference to the whole network of the same seed."""
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    score: dict[str, dict[int, dict[int, dict[str, float]]]] = {}
+    for line in lines:
+        by_seed = score.setdefault(line["variant"], {}).setdefault(line["n_gene"], {})
+        by_seed[line["seed"]] = line
+    sizes = sorted({line["n_gene"] for line in lines})
+    head = " | ".join(f"{n} genes | difference | mean recall" for n in sizes)
+    rows = [
+        f"| variant | seeds | {head} | CPU s |",
+        "| --- | ---: |" + " ---: |" * (3 * len(sizes) + 1),
+    ]
+    for variant in [name for name in VARIANTS if name in score]:
+        whole = score.get(WHOLE[variant.startswith("structure")], {})
+        seeds = sorted(score[variant][sizes[0]])
+        cells = []
+        for n in sizes:
+            own = score[variant][n]
+            mean, half = interval([own[s]["accuracy"] for s in seeds])
+            paired = [s for s in seeds if s in whole.get(n, {})]
+            gap, wide = interval([own[s]["accuracy"] - whole[n][s]["accuracy"] for s in paired])
+            recall, _ = interval([own[s]["balanced"] for s in seeds])
+            gap_text = "" if variant in WHOLE.values() else f"{100 * gap:+.1f} ± {100 * wide:.1f}"
+            cells.append(f"{mean:.4f} ± {half:.4f} | {gap_text} | {recall:.3f}")
+        spent = interval([score[variant][sizes[0]][s]["train_seconds"] for s in seeds])[0]
+        rows.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {spent:.0f} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     """Train the variants asked for and print their scores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variant", action="append", choices=list(VARIANTS))
+    parser.add_argument("--population", type=int, nargs=2, default=[3000, 500])
+    parser.add_argument("--table", type=Path, help="lines of earlier calls, to be summed up")
     options = parser.parse_args()
+    if options.table is not None:
+        sys.stdout.write(table(options.table))
+        return
     from hydra import initialize_config_dir
 
     from neuralgraph.config import CONFIG_FOLDER
@@ -85,7 +140,7 @@ def main() -> None:
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
         for seed in options.seeds:
             for variant in options.variant or VARIANTS:
-                metrics, n_test, seconds = one(VARIANTS[variant], seed)
+                metrics, n_test, seconds = one(VARIANTS[variant], seed, options.population)
                 suffix = "_structure_only" if variant.startswith("structure") else ""
                 for size, n in n_test.items():
                     line = {
