@@ -275,10 +275,13 @@ def short_name(file: DataFile) -> str:
 
 
 def find_source(name: str) -> Source:
-    """The source called ``name``, or the part of one that holds the file called ``name``.
+    """The source called ``name``, or the part of one that holds the file called ``name``, or the
+    one whose files lie in the folder ``name``.
 
     >>> [file.path for file in find_source("textbook").files]
     ['bigg/textbook.xml.gz']
+    >>> find_source("renge_hipsc").name
+    'renge'
 
     Raises:
         ConfigError: no source and no file has that name.
@@ -289,6 +292,9 @@ def find_source(name: str) -> Source:
         for file in source.files:
             if name in (short_name(file), file.path):
                 return replace(source, files=(file,))
+    for source in SOURCES.values():
+        if name in {Path(file.path).parts[0] for file in source.files}:
+            return source
     known = [*SOURCES, *(short_name(f) for s in SOURCES.values() for f in s.files)]
     raise ConfigError(f"there is no data set called '{name}': {nearest(name, known)}")
 

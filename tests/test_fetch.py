@@ -7,10 +7,12 @@ import io
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from neuralgraph.core.data_home import find_data
 from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
 from neuralgraph.fetch import SOURCES, DataFile, Source, fetch, find_source, with_name
 
@@ -179,6 +181,25 @@ def test_no_server_is_an_error_of_ours(tmp_path):
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(ConfigError, match="textbook"):
         find_source("textbok")
+
+
+@pytest.mark.parametrize("name", ["norman19", "trrust"])
+def test_the_screens_arrive_as_the_files_that_are_read(shelf, tmp_path, name):
+    source = SOURCES[name]
+    try:
+        content = find_data(source.files[0].path).read_bytes()
+    except MissingDataError as error:
+        pytest.skip(str(error))
+    shelf.files["/file"] = content
+    (path,) = fetch(replace(source, url=shelf.url("/file")), tmp_path, say=silent)
+    assert path == tmp_path / source.files[0].path and path.read_bytes() == content
+
+
+def test_the_folder_of_a_missing_file_names_its_source():
+    for source in SOURCES.values():
+        folders = {file.path.split("/")[0] for file in source.files}
+        assert {find_source(folder).files[0].path.split("/")[0] for folder in folders} == folders
+    assert find_source("norman19_mcfaline23") is SOURCES["norman19"]
 
 
 def test_every_source_has_distinct_files_and_whole_checksums():
