@@ -1,0 +1,224 @@
+"""Baseline plus gated residual: where it starts, what it may see, when it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.recording import Recording
+from neuralgraph.systems.hyperbolic_response.dataset import ResponseData
+from neuralgraph.systems.hyperbolic_response.embedding import disk_map
+from neuralgraph.systems.hyperbolic_response.loop import train_residual
+from neuralgraph.systems.hyperbolic_response.loss import ResidualObjective
+from neuralgraph.systems.hyperbolic_response.model import ResponseModel, _gate
+from neuralgraph.systems.hyperbolic_response.predicting import predict
+from neuralgraph.systems.hyperbolic_response.simulator import SimulatedScreen
+from neuralgraph.systems.hyperbolic_response.tasks import Builder
+from neuralgraph.training.session import Session
+
+
+@lru_cache
+def screen(n_single: int = 12, n_double: int = 26) -> tuple[Recording, Any]:
+    simulator = SimulatedScreen(
+        n_gene=60, n_single=n_single, n_only_combined=0, n_double=n_double, near_fraction=0.7,
+        near_distance=4, n_cell=40, n_control=120, n_cell_type=1, cell_type_spread=0.3, n_batch=1,
+        batch_spread=0.0, branching=2.0, decay=0.8, repression=0.3, knockdown=1.2,
+        epistasis=1.5, epistasis_length=2.0, masking=0.7,
+        library_size=3000.0, library_spread=0.3, dispersion=0.2,
+    )  # fmt: skip
+    recording, truth = simulator.simulate(3)
+    return recording, simulator.reveal(recording, truth, graph=True)
+
+
+def cut(recording: Recording, given: Any, **changed: Any) -> ResponseData:
+    settings: dict[str, Any] = {
+        "split": "combination", "fold": "all", "n_fold": 2, "seed_of_split": 0,
+        "n_control_split": 1, "n_top_genes": None, "min_cells_per_gene": 0, "target_sum": 1e4,
+        "reference": "cell_type", "validation_fraction": 0.0, "max_order": None,
+        "graph": "simulator", "graph_path": None, "graph_names_path": None,
+        "graph_threshold": None, "graph_bridges": 0, "allow_isolated": False,
+    }  # fmt: skip
+    return ResponseData(recording, given, **{**settings, **changed}).astype(torch.float32)
+
+
+def build(
+    data: ResponseData, manifold: Any = "poincare", seed: int = 0, n_member: int = 3
+) -> ResponseModel:
+    return ResponseModel(
+        data.spec, generator=torch.Generator().manual_seed(seed), manifold=manifold,
+        baseline="additive", dim=3, n_layer=1, n_hidden=6, n_loading=3, n_member=n_member,
+        n_control_split=data.n_control_split, init_std=0.1,
+    )  # fmt: skip
+
+
+def trained(
+    data: ResponseData, *, n_epochs: int = 40, rate: float = 1e-2, n_member: int = 3
+) -> Session:
+    session = Session(build(data, n_member=n_member), data, ResidualObjective(pull=1e-2), seed=1)
+    train_residual(
+        session, n_epochs=n_epochs, learning_rate=rate, final_rate=rate / 10, clip_norm=None,
+        consider_every=20,
+    )  # fmt: skip
+    session.model.eval()
+    return session
+
+
+@lru_cache
+def finished() -> Session:
+    return trained(cut(*screen()), n_epochs=20)
+
+
+def questions(model: ResponseModel, data: ResponseData):
+    return Builder(data, model.settings).test().to("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("manifold", ["poincare", "lorentz", "euclidean"])
+def test_the_residual_is_exactly_zero_at_the_start(manifold):
+    data = cut(*screen())
+    model = build(data, manifold)
+    tasks = questions(model, data)
+    with torch.no_grad():
+        assert float(model.members(tasks).abs().max()) == 0.0
+        said = model(tasks)
+    assert torch.equal(said.delta, tasks.base) and torch.equal(said.ungated, tasks.base)
+
+
+def test_every_manifold_has_the_same_number_of_parameters():
+    data = cut(*screen())
+    counts = {
+        name: sum(p.numel() for p in build(data, name).parameters())
+        for name in ("poincare", "lorentz", "euclidean")
+    }
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_planted_epistasis_is_learned_and_kept():
+    data = cut(*screen(14, 80), n_fold=4, fold=0)
+    model: Any = trained(data, n_member=2).model
+    with torch.no_grad():
+        said = model(questions(model, data))
+    assert float(model.gate[..., 0].min()) > 0.3
+    test = data.folds[0].test
+    before = (said.base[0, 0] - test.delta_shared).square().mean()
+    after = (said.delta[0, 0] - test.delta_shared).square().mean()
+    assert after < 0.92 * before
+
+
+def test_a_residual_that_does_not_help_is_not_kept():
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(200, 1, 8, 50, generator=generator)
+    noise = torch.randn(200, 1, 8, 50, generator=generator)
+    weight = torch.ones(200, 1, 8)
+    assert float(_gate(left, noise, weight).mean()) < 0.02
+    assert float(_gate(left, left, weight).mean()) == pytest.approx(1.0, abs=0.02)
+    one = torch.zeros(1, 1, 8)
+    one[..., 0] = 1.0  # a single condition has no standard error
+    assert float(_gate(left[:1], left[:1], one).max()) == 0.0
+
+
+@pytest.mark.parametrize("also", ["", "truth"])
+def test_nothing_of_a_test_condition_but_its_name_reaches_training(also):
+    """Cells of test conditions, and controls of the truth half, may be anything."""
+    recording, given = screen()
+    data = cut(recording, given, fold=0)
+    state = recording.state.clone()
+    changed = [*data.folds[0].test.rows, *([data.folds[0].control_rows[also]] if also else [])]
+    for rows in changed:
+        state[rows] = state[rows].flip(-1)
+    other = cut(dataclasses.replace(recording, state=state), given, fold=0)
+    a, b = (trained(d, n_epochs=4).model for d in (data, other))
+    first = 1 if also else 0  # the shared form is measured against all controls
+    for name, value in [*a.named_parameters(), *a.named_buffers()]:
+        rest = b.state_dict()[name]
+        if value.shape[:1] == (a.n_model,):
+            value, rest = (x.unflatten(0, (a.n_form, -1))[first:] for x in (value, rest))
+        elif value.shape[:1] == (a.n_form,) and value.shape[1:2] == (a.n_fold,):
+            value, rest = value[first:], rest[first:]
+        assert torch.equal(value, rest), name
+
+
+def test_save_and_load_give_identical_predictions(tmp_path):
+    session = finished()
+    data: Any = session.data
+    model: Any = session.model
+    path = tmp_path / "model.pt"
+    torch.save(model.state_dict(), path)
+    fresh = build(data, seed=9)
+    fresh.load_state_dict(torch.load(path))
+    with torch.no_grad():
+        a, b = model(questions(model, data)), fresh.eval()(questions(fresh, data))
+    assert torch.equal(a.delta, b.delta) and torch.equal(a.std, b.std)
+
+
+def test_two_hundred_epochs_stay_finite_and_end_below_the_baseline():
+    data = cut(*screen(), fold=0)
+    session = trained(data, n_epochs=200, rate=1e-3, n_member=2)
+    objective: Any = session.objective
+    model: Any = session.model
+    with torch.no_grad():
+        loss = float(objective(model, objective.tasks(model)).loss) / model.n_model
+    assert loss < 0.9  # 1: the error of the baseline, itself below that of predicting zero
+
+
+def test_ninety_percent_intervals_hold_about_ninety_percent():
+    session = finished()
+    data: Any = session.data
+    model: Any = session.model
+    with torch.no_grad():
+        said = model(questions(model, data))
+    inside = []
+    for f, fold in enumerate(data.folds):
+        n = fold.test.n_condition
+        error = (said.delta[0, f, :n] - fold.test.delta_shared).abs()
+        inside.append((error <= 1.645 * said.std[0, f, :n]).float().mean())
+    assert 0.8 < float(torch.stack(inside).mean()) < 0.97
+
+
+def test_a_pair_is_predicted_alike_in_either_order_and_unknown_names_have_neighbours():
+    session = finished()
+    data: Any = session.data
+    model: Any = session.model
+    first, second = data.perturbations[:2]
+    a = predict(model, data, f"{first}+{second}", cell_type=None)
+    b = predict(model, data, f"{second}+{first}", cell_type=None)
+    assert torch.equal(a.delta, b.delta) and a.perturbation == b.perturbation
+    assert (a.std > 0).all() and len(a.rows()) == len(a.genes)
+    with pytest.raises(DataError, match="did you mean"):
+        predict(model, data, f"{first}x", cell_type=None)
+    with pytest.raises(DataError, match="no cell type"):
+        predict(model, data, first, cell_type="moon")
+
+
+def test_a_held_out_pair_is_answered_by_the_fold_that_never_saw_it():
+    session = finished()
+    data: Any = session.data
+    model: Any = session.model
+    name = data.folds[1].test.names[0]
+    answer = predict(model, data, name, cell_type=None)
+    assert answer.folds == (1,) and answer.measured is not None
+
+
+def test_a_baseline_that_does_not_exist_is_refused():
+    data = cut(*screen())
+    with pytest.raises(ConfigError, match="did you mean 'additive'"):
+        ResponseModel(
+            data.spec, generator=torch.Generator(), manifold="poincare", baseline="aditive",
+            dim=2, n_layer=1, n_hidden=4, n_loading=2, n_member=2, n_control_split=1, init_std=0.1,
+        )  # fmt: skip
+
+
+def test_a_tree_lies_in_the_disk_with_its_leaves_outside():
+    edges = [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (2, 6)]
+    distance = torch.full((7, 7), 99.0, dtype=torch.float64).fill_diagonal_(0)
+    for a, b in edges:
+        distance[a, b] = distance[b, a] = 1
+    for k in range(7):
+        distance = torch.minimum(distance, distance[:, k : k + 1] + distance[k : k + 1])
+    radius = disk_map(distance).norm(dim=1)
+    assert float(radius.max()) < 1
+    assert float(radius[3:].min()) > float(radius[:3].max())
