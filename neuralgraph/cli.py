@@ -130,11 +130,18 @@ def experiments(cfg: Any) -> list[str]:
     return loader.get_group_options("experiment")
 
 
-def claim_folder(config: dict[str, Any]) -> Any:
+def claim_folder(
+    config: dict[str, Any], *, has_more: Callable[[Path], bool] | None = None
+) -> Any:
     """The folder this run writes to: Hydra's, or the one it resumes.
 
     ``resume=auto`` takes the newest unfinished run of the same config (the chosen folder itself
     first), ``resume=DIR`` the one named; without either, a fresh or empty folder is needed.
+
+    Args:
+        config: Resolved config.
+        has_more: Whether a finished run in a folder has more to do; see
+            :class:`neuralgraph.run_folder.RunFolder`.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -153,7 +160,7 @@ def claim_folder(config: dict[str, Any]) -> Any:
                 f"resume={resume}: there is no run in that folder. Give a run folder, or "
                 "resume=auto for the newest unfinished one"
             )
-    folder = RunFolder(target, config, resume=resume is not None)
+    folder = RunFolder(target, config, resume=resume is not None, has_more=has_more)
     if target != chosen and chosen.is_dir() and not any(chosen.iterdir()):
         chosen.rmdir()
     return folder

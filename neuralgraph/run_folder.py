@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,25 @@ class RunFolder:
     Args:
         path: The folder; created with its parents.
         config: Resolved config of the run.
+        resume: Whether what lies there goes on.
+        has_more: Whether a finished run has more to do under this config, so that it may be resumed
+            too (a search of more blocks); without it a finished run stays as it is.
 
     Raises:
         RunFolderError: not writable, in use, finished, or unfinished without ``resume``.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        has_more: Callable[[Path], bool] | None = None,
+    ) -> None:
         self.path = path
         self.config = dict(config)
+        self._has_more = has_more
         self._lock: Any = None
         _make(path)
         self._take_lock()
@@ -93,7 +104,8 @@ class RunFolder:
                 target.unlink(missing_ok=True)
 
     def _check(self, state: Mapping[str, Any], *, resume: bool) -> None:
-        if state["status"] == "finished":
+        is_open = resume and self._has_more is not None and self._has_more(self.path)
+        if state["status"] == "finished" and not is_open:
             self.release()
             raise RunFolderError(
                 f"{self.path} holds a finished run: choose another hydra.run.dir, or delete it; "

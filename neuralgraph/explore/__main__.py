@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from neuralgraph.cli import claim_folder, guarded, plain, reported
 from neuralgraph.config import CONFIG_FOLDER
-from neuralgraph.core.errors import NeuralGraphError
 from neuralgraph.core.threads import limit_threads
 
 
@@ -18,21 +17,18 @@ def task(cfg: DictConfig) -> float | None:
     config = plain(cfg)
     limit_threads(config["n_threads"])
 
-    from neuralgraph.explore.loop import explore
+    from neuralgraph.explore.loop import explore, has_more
     from neuralgraph.explore.setup import identity, prepare
     from neuralgraph.explore.views import Screen, print_end, print_start
 
     search = prepare(config)
-    folder = claim_folder(identity(config))
+    folder = claim_folder(identity(config), has_more=lambda path: has_more(search, path))
     print_start(search, folder.path, resumed=folder.resumed)
     try:
         with Screen(search, folder.path) as screen:
             history = explore(search, folder.path, screen)
-    except NeuralGraphError:
-        folder.release()  # what has run is kept, and the search can go on
-        raise
     except BaseException:
-        folder.release()
+        folder.release()  # what has run is kept, and the search can go on
         raise
     folder.finish()
     print_end(search, history, folder.path)

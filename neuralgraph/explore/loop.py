@@ -106,6 +106,11 @@ def explore(
     return history
 
 
+def has_more(search: Search, folder: Path) -> bool:
+    """Whether a folder holds fewer iterations than the search asks for (more blocks)."""
+    return len(load_journal(folder / JOURNAL)) < search.settings.n_iterations
+
+
 # -- decide and run -----------------------------------------------------------------------------
 
 

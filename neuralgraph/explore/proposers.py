@@ -116,12 +116,10 @@ class Rules:
         if opening is not None:
             return opening
         role = self.role(view, slot, task.n)
-        if not view.nodes:
-            role = "exploit"
         found: Proposal | None = None
-        if role == "second best":
+        if role == "second best" and view.nodes:
             found = strategies.second_best(view, "the best of those not taken by another slot")
-        elif role == "under-visited":
+        elif role == "under-visited" and view.nodes:
             found = strategies.explore(view, "the least visited node outside the recent chain")
         elif role == "principle test":
             found = strategies.principle_test(view, "a principle in another context")
@@ -144,7 +142,7 @@ class Rules:
         return others[(batch * (n - 1) + slot - 1) % len(others)]
 
     def _opening(self, view: View) -> Proposal | None:
-        """The plan's first batch, or the baseline and changes of it; later blocks their root."""
+        """The plan's first batch, or the baseline."""
         number = view.number
         spread = self.common.plan.first_batch
         if view.block == 1 and number <= max(len(spread), 1):
@@ -156,11 +154,6 @@ class Rules:
             found = view.proposal(parent, slot.values, "explore", slot.why, may_repeat=True)
             assert found is not None
             return replace(found, role="first batch")
-        if not view.nodes:
-            change = view.best_change(None)
-            if change is not None:
-                found = view.proposal(None, change, "exploit", "root of the block")
-                return None if found is None else replace(found, role="first batch")
         return None
 
     def _exhausted(self, view: View) -> Proposal:

@@ -55,6 +55,8 @@ class Settings:
         reward_best: Best possible value of the primary metric; ``null``: 1 or 0.
         reward_scale: Distance from the best value at which the reward is one half.
         replicate_share: Largest share of the runs spent on replicates.
+        n_together: Changes that one explore or principle-test run combines at most; 1: every run is
+            one change away from its parent (but for the plan's own moves and recombine).
         memory_max_lines: Lines of the memory file; ``null``: as the plan says.
         report: Whether each run draws its figures.
         workers: ``local``, ``ray`` or ``submitit``.
@@ -79,6 +81,7 @@ class Settings:
     reward_best: float | None
     reward_scale: Positive
     replicate_share: float
+    n_together: Count
     memory_max_lines: Count | None
     report: bool
     workers: str

@@ -32,9 +32,8 @@ DISTANT = 3
 N_BEFORE_CODE = 4
 CURIOUS = 3.0
 """Weight of the unknown when exploring; 1 when exploiting."""
-TESTING = 0.0
-N_TOGETHER = 8
-"""Predicted improvements that one principle test combines at most."""
+N_DRAWS = 5
+"""Attempts to draw a combination that is new."""
 N_FLOPS = 2
 """Uses of a strategy in a row without an improvement, after which it rests for the block."""
 
@@ -90,10 +89,13 @@ def quarter_of_successes(view: View) -> str | None:
 
 
 def explore(view: View, why: str) -> Proposal | None:
-    """The least visited node outside the recent chain, and a change that little is known of."""
+    """The least visited node outside the recent chain, and several changes little is known of."""
     outside = [n for n in view.nodes if n.id not in view.recent_chain] or view.nodes
     busy = {d.parent for d in view.drafts}
-    for node in sorted(outside, key=lambda n: (n.id in busy, n.visits, -n.ucb)):
+    for node in sorted(outside, key=lambda n: (n.id in busy, n.visits, -n.reward, n.id)):
+        found = _together(view, node.id, "explore", why)
+        if found is not None:
+            return found
         change = view.best_change(node.id, curiosity=CURIOUS)
         if change is not None:
             return view.proposal(node.id, change, "explore", why)
@@ -378,31 +380,28 @@ def _replicate(view: View) -> Proposal | None:
 
 
 def _test(view: View, why: str) -> Proposal | None:
-    """From the best node, everything that the runs so far predict an improvement of, together.
-
-    One change at a time is added, the most promising first, while one is left that promises more
-    than chance; the runs that follow are again one change away from it.
-    """
+    """From the best node, several changes at once that may well improve it together."""
     node = view.best
-    if node is None:
-        return None
-    changes: dict[str, Any] = {}
-    while len(changes) < N_TOGETHER:
-        more = view.best_change(
-            node.number, base=changes, avoid=list(changes), curiosity=TESTING, least=0.0
+    return _together(view, None if node is None else node.number, "principle-test", why)
+
+
+def _together(view: View, parent: int | None, name: str, why: str) -> Proposal | None:
+    """Several changes at once, each drawn from what is known of it.
+
+    What was found to help elsewhere is merged here, and what is unknown is tested beside it: eight
+    runs that change six parameters each say more of every parameter than eight that change one.
+    """
+    values = view.values_of(parent)
+    for _ in range(N_DRAWS):
+        changes = view.changes_together(parent, view.settings.n_together)
+        testing = ", ".join(
+            f"{view.space[key].name} {word(value)} rather than {word(values[key])}"
+            for key, value in changes.items()
         )
-        if more is None:
-            break
-        changes |= more
-    if not changes:
-        changes = view.best_change(node.number, curiosity=0.0) or {}
-    testing = ", ".join(
-        f"{view.space[key].name} {word(value)} rather than {word(node.values[key])}"
-        for key, value in changes.items()
-    )
-    return view.proposal(
-        node.number, changes, "principle-test", why, testing=f"predicted to improve: {testing}"
-    )
+        found = view.proposal(parent, changes, name, why, testing=f"together: {testing}")
+        if found is not None:
+            return found
+    return None
 
 
 def plateau_after_sweeps(view: View) -> str | None:
@@ -462,11 +461,15 @@ BY_NAME = {strategy.name: strategy for strategy in TABLE}
 
 
 def is_resting(view: View, strategy: Strategy) -> bool:
-    """Whether the last two uses in this block improved nothing."""
+    """Whether the last two uses improved nothing; a new block tries once more."""
     if not strategy.rests:
         return False
-    uses = [i for i in view.iterations if i.proposal.strategy == strategy.name][-N_FLOPS:]
-    return len(uses) == N_FLOPS and all((view.history.gain(i) or 0.0) <= 0 for i in uses)
+    uses = [i for i in view.history if i.proposal.strategy == strategy.name][-N_FLOPS:]
+    return (
+        len(uses) == N_FLOPS
+        and uses[-1].block == view.block
+        and all((view.history.gain(i) or 0.0) <= 0 for i in uses)
+    )
 
 
 def choose(view: View) -> Proposal | None:

@@ -8,6 +8,7 @@ so that the few parameters that matter are told from the many that do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,11 +28,25 @@ N_RELEVANCE = 3
 SHRINKAGE = 0.3
 """Share of the weight that every component keeps whatever it explained."""
 INACTIVE = -1.0
+LEAST = 0.01
+"""Rewards nearer to 0 or 1 than this count as this near."""
 SMALLEST_SCALE = 1e-9
 
 
+def log_odds(reward: float) -> float:
+    """Log odds of a reward, which for ``s / (s + d)`` is the logarithm of ``s / d``.
+
+    On this scale a distance that is halved counts the same wherever it was. Ends are cut off.
+
+    >>> log_odds(0.5), round(log_odds(0.0), 2)
+    (0.0, -4.6)
+    """
+    share = min(max(reward, LEAST), 1 - LEAST)
+    return math.log(share / (1 - share))
+
+
 class Surrogate:
-    """Posterior of the reward given a history.
+    """Posterior of the log odds of the reward given a history.
 
     Args:
         history: Runs; failed ones count with their reward of 0.
@@ -46,7 +61,7 @@ class Surrogate:
         self.weight = np.full(n, 1.0 / n)
         self.scale = 1.0
         self.x = np.array([self.encoded(i.values) for i in history]).reshape(-1, n)
-        reward = np.array([i.reward for i in history])
+        reward = np.array([log_odds(i.reward) for i in history])
         if len(reward) > 1:
             self.scale = max(float(reward.std()), SMALLEST_SCALE)
         self.y = (reward - reward.mean()) / self.scale if len(reward) else reward
@@ -69,7 +84,7 @@ class Surrogate:
         return row
 
     def gains(self, old: Values, news: Sequence[Values]) -> tuple[Array, Array]:
-        """Expected gain in reward over ``old``, and its standard deviation.
+        """Expected gain in log odds over ``old``, and its standard deviation.
 
         Args:
             old: A configuration.
@@ -88,6 +103,36 @@ class Surrogate:
         mean = cross @ self.inverse @ self.y
         variance = prior - np.einsum("ij,jk,ik->i", cross, self.inverse, cross)
         return mean * self.scale, np.sqrt(np.maximum(variance, 0.0)) * self.scale
+
+    def draw(self, old: Values, news: Sequence[Values], rng: np.random.Generator) -> Array:
+        """Gains as they may well be: one draw from their joint posterior (Thompson sampling).
+
+        What is known well comes out as known, what is unknown as chance has it, so that changes
+        that are taken together by their drawn gains test much at once and little twice.
+
+        Args:
+            old: A configuration.
+            news: Others, each one change away from it.
+            rng: Source of chance.
+        Returns:
+            One gain for each of ``news``.
+        """
+        start = np.array([self.encoded(old)])
+        points = np.array([self.encoded(new) for new in news])
+
+        def between(a: Array, b: Array) -> Array:
+            return self._components(a, b) @ self.weight
+
+        side = between(points, start)
+        covariance = between(points, points) - side - side.T + between(start, start)
+        mean = np.zeros(len(news))
+        if len(self.y):
+            cross = between(points, self.x) - between(start, self.x)
+            mean = cross @ self.inverse @ self.y
+            covariance -= cross @ self.inverse @ cross.T
+        values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        return (mean + root @ rng.standard_normal(len(news))) * self.scale
 
     def _fit(self) -> None:
         parts = self._components(self.x, self.x)

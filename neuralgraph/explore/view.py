@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from neuralgraph.explore.history import History, Iteration, Key, Proposal, key_of
 from neuralgraph.explore.knowledge import Knowledge
 from neuralgraph.explore.notebook import Change, CodeChange
@@ -17,8 +19,6 @@ from neuralgraph.explore.surrogate import Surrogate
 from neuralgraph.explore.tree import Node, grow
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from neuralgraph.explore.settings import Settings
 
 STEPS = (0.25, 0.125, 0.5)
@@ -249,6 +249,33 @@ class View:
             if promise > best:
                 best, chosen = promise, change
         return chosen
+
+    def changes_together(self, parent: int | None, n: int) -> dict[str, Any]:
+        """Up to ``n`` changes of one parameter each that, taken together, may well improve a node.
+
+        The gain of every change is drawn from what is known of it (Thompson sampling); the changes
+        with the largest positive draws are taken, one for each parameter.
+
+        Args:
+            parent: Node it starts from.
+            n: Changes at most.
+        """
+        values = self.values_of(parent)
+        options = [(key, c) for key in self.space for c in self.options(values, key)]
+        if not options:
+            return {}
+        drawn = self.surrogate.draw(values, [{**values, **c} for _, c in options], self.rng)
+        taken: dict[str, Any] = {}
+        count = 0
+        for index in np.argsort(-drawn):
+            key, change = options[int(index)]
+            if count == n or drawn[index] <= 0:
+                break
+            if key in taken or any(k in taken and taken[k] != v for k, v in change.items()):
+                continue
+            taken |= change
+            count += 1
+        return taken
 
     def _care(self, values: Mapping[str, Any], key: str, new: Any) -> float:
         """Weight of the unknown of a step: 1 for a conservative one, less for a longer one."""

@@ -40,8 +40,8 @@ SETTINGS = Settings(
     n_iter_block=6, n_blocks=2, n_parallel=2, ucb_c=1.414, ucb_form="mean", seed=None,
     proposer="rules", command=None, command_retries=1, command_timeout_s=30.0, n_epochs=None,
     data_augmentation_loop=None, allow_code=False, reward_best=None, reward_scale=1.0,
-    replicate_share=0.2, memory_max_lines=None, report=False, workers="local", worker_retries=1,
-    ray_address=None, slurm=Slurm("local", None, 5, 1, 1),
+    replicate_share=0.2, n_together=6, memory_max_lines=None, report=False, workers="local",
+    worker_retries=1, ray_address=None, slurm=Slurm("local", None, 5, 1, 1),
 )  # fmt: skip
 
 
@@ -117,6 +117,19 @@ def history(*iterations) -> History:
     return History(iterations, root)
 
 
+def composed(*overrides):
+    """Plain config of the verb ``explore``."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from neuralgraph.cli import plain
+    from neuralgraph.config import CONFIG_FOLDER
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        return plain(compose("explore", list(overrides)))
+
+
 @pytest.fixture
 def kit():
     """Everything above, and a search run to its end in memory."""
@@ -126,5 +139,5 @@ def kit():
 
     return SimpleNamespace(
         toy=toy, made=made, history=history, Pool=Pool, run=run, config=CONFIG, space=SPACE,
-        score=score, Plan=Plan, CodeChange=CodeChange,
+        score=score, composed=composed, Plan=Plan, CodeChange=CodeChange,
     )  # fmt: skip

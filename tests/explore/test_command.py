@@ -133,20 +133,24 @@ def test_two_explorers_on_one_folder_are_refused(tmp_path):
     first.release()
 
 
+def test_a_finished_search_is_reopened_only_when_asked_and_when_there_is_more(tmp_path):
+    from neuralgraph.core.errors import RunFolderError
+    from neuralgraph.run_folder import RunFolder
+
+    RunFolder(tmp_path / "x", {"a": 1}, resume=False).finish()
+    for resume, more in ((True, False), (False, True)):
+        with pytest.raises(RunFolderError, match="finished run"):
+            RunFolder(tmp_path / "x", {"a": 1}, resume=resume, has_more=lambda _, m=more: m)
+    with pytest.raises(RunFolderError, match="another config"):
+        RunFolder(tmp_path / "x", {"a": 2}, resume=True, has_more=lambda _: True)
+    again = RunFolder(tmp_path / "x", {"a": 1}, resume=True, has_more=lambda _: True)
+    assert again.resumed
+    again.release()
+
+
 @pytest.fixture
-def composed():
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from neuralgraph.cli import plain
-    from neuralgraph.config import CONFIG_FOLDER
-
-    def call(*overrides):
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
-            return plain(compose("explore", list(overrides)))
-
-    return call
+def composed(kit):
+    return kit.composed
 
 
 def test_budget_options_set_the_loop_and_leave_the_space(composed):

@@ -13,8 +13,10 @@ import pytest
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.explore import memory, notebook, tree
 from neuralgraph.explore.history import load_journal
+from neuralgraph.explore.loop import Watcher, explore, has_more
 from neuralgraph.explore.notebook import Entry, NotebookError, Summary
-from neuralgraph.explore.runs import Result
+from neuralgraph.explore.runs import Result, do
+from neuralgraph.explore.setup import prepare
 
 FILES = ("exploration.jsonl", "toy_analysis.md", "toy_memory.md", "ucb_scores.txt",
          "ucb_scores_block_1.txt", "ucb_scores_block_2.txt", "strategy_rules.json")  # fmt: skip
@@ -47,10 +49,15 @@ def test_every_block_starts_a_tree_of_its_own_from_the_best_so_far(kit, tmp_path
     assert history.block(1)[-1].next_parent is None  # Next: parent=root at a block's end
 
 
-def test_each_proposal_of_the_rules_changes_one_thing_or_says_which_strategy_merges(kit, tmp_path):
-    for iteration in kit.run(tmp_path):
+def test_a_proposal_changes_one_thing_but_for_strategies_that_combine(kit, tmp_path):
+    combined = 0
+    for iteration in kit.run(tmp_path / "six"):
         n = len(iteration.proposal.changes)
-        assert n <= 1 or iteration.proposal.strategy in ("recombine", "principle-test")
+        assert n <= 1 or iteration.proposal.strategy in ("explore", "recombine", "principle-test")
+        combined += n > 1
+    assert combined
+    for iteration in kit.run(tmp_path / "one", n_together=1):
+        assert len(iteration.proposal.changes) <= 1
 
 
 @pytest.mark.parametrize("die_after", [0, 1, 3, 6, 11])
@@ -83,6 +90,17 @@ def test_a_search_killed_between_any_two_files_goes_on_with_the_same_choices(
     monkeypatch.setattr(loop, "write_text", real)
     kit.run(tmp_path / "broken")
     assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
+
+
+def test_a_finished_search_goes_on_with_more_blocks_as_if_they_had_been_asked_for(kit, tmp_path):
+    kit.run(tmp_path / "whole", n_blocks=3)
+    kit.run(tmp_path / "more", n_blocks=1)
+    assert not has_more(kit.toy(n_blocks=1), tmp_path / "more")
+    assert has_more(kit.toy(n_blocks=3), tmp_path / "more")
+    pool = kit.Pool()
+    kit.run(tmp_path / "more", pool, n_blocks=3)
+    assert pool.n == 12  # the first six are read, not run again
+    assert contents(tmp_path / "whole") == contents(tmp_path / "more")
 
 
 def test_scores_are_emptied_when_the_next_block_starts_and_kept_beside(kit, tmp_path):
@@ -237,10 +255,33 @@ def test_random_and_optuna_make_the_same_choices_again_after_a_kill(kit, tmp_pat
         assert not whole[0].proposal.changes and len(whole[5].proposal.changes) > 1
 
 
-def test_a_w_and_b_group_holds_every_iteration(kit, tmp_path):
-    pool = kit.Pool()
-    kit.run(tmp_path / "folder", pool)
-    assert {config["logger"]["group"] for config in pool.configs} == {"toy/folder"}
+def test_every_iteration_is_a_w_and_b_run_of_one_group(kit, tmp_path, monkeypatch):
+    """Real offline runs; the archives hold name, group and score."""
+    pytest.importorskip("wandb", reason="the optional extra wandb is not installed")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    small = ("simulator.n_var=5", "simulator.n_run=6", "simulator.n_time=12", "loop.n_epochs=1")
+    search = prepare(
+        kit.composed(
+            "+experiment=linear_smoke", *small, "logger=wandb", "explore.n_iter_block=2",
+            "explore.n_blocks=1", "explore.n_parallel=2", "explore.report=false",
+        )
+    )  # fmt: skip
+
+    class Here(kit.Pool):
+        def run(self, jobs, on_done):
+            return [do(job) for job in jobs]
+
+    explore(search, tmp_path / "folder", Watcher(), Here())
+    archives = sorted(tmp_path.glob("folder/iterations/*/wandb/offline-run-*/run-*.wandb"))
+    assert [a.parents[2].name for a in archives] == ["001", "002"]
+    for archive in archives:
+        content = archive.read_bytes()
+        for needle in (
+            b"linear_smoke/folder",
+            b"score/matrix_R2",
+            archive.parents[2].name.encode(),
+        ):
+            assert needle in content, needle
 
 
 def test_adapted_rules_are_recorded_as_data(kit, tmp_path):

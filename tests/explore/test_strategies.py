@@ -79,6 +79,21 @@ def test_explore_after_a_quarter_of_successes_leaves_the_recent_chain(kit, see):
     assert strategies.quarter_of_successes(see(*runs[:2])) is None
 
 
+def test_explore_and_principle_test_combine_changes_that_helped_elsewhere(kit, see):
+    """What one run found about lr and another about the penalty is merged, with one seed tested."""
+    runs = [kit.made(1, rewards=0.5)]
+    for n, (lr, penalty, batch) in enumerate(
+        [(1e-2, 0.0, 16), (1e-2, 0.0, 8), (1e-3, 1.0, 16), (1e-4, 0.0, 16), (1e-3, 1.0, 32)]
+    ):
+        gain = 0.15 * ((lr == 1e-2) - (lr == 1e-4) + (penalty == 1.0))
+        runs.append(kit.made(n + 2, 1, rewards=0.5 + gain, lr=lr, penalty=penalty, batch=batch))
+    view = see(*runs)
+    drawn = [view.changes_together(1, 3) for _ in range(20)]
+    both = [d for d in drawn if d.get("loop.rate", 0) > 1e-3 and d.get("loss.penalty", 0) > 0]
+    assert len(both) >= 14
+    assert all(len(view.changes_together(1, 1)) <= 1 for _ in range(5))
+
+
 def test_degeneracy_break_needs_a_gap_above_0_3_for_three_iterations(kit, see):
     runs = [kit.made(i, i - 1 or None, metrics={"gap": 0.4}, lr=i * 1e-3) for i in range(1, 4)]
     assert strategies.gap_persists(see(*runs[:2])) is None
@@ -190,6 +205,9 @@ def test_a_strategy_that_improved_nothing_twice_rests_for_the_block(kit, see):
     assert not strategies.is_resting(see(*used[:2]), chosen)
     assert strategies.is_resting(see(*used), chosen)
     assert strategies.choose(see(*used)).strategy != "degeneracy-break"
+    earlier = see(*used, kit.made(4, block=2))
+    earlier.block = 2
+    assert not strategies.is_resting(earlier, chosen)  # a new block tries it once more
 
 
 def test_rates_of_a_block_add_exploration_or_exploitation_and_can_be_undone(kit):
