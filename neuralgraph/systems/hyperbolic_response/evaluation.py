@@ -20,6 +20,7 @@ from neuralgraph.systems.hyperbolic_response.baselines import (
     population_control,
 )
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseData
+from neuralgraph.systems.hyperbolic_response.glossary import RESPONSE
 from neuralgraph.systems.hyperbolic_response.metrics import (
     BASELINES,
     METRICS,
@@ -107,6 +108,8 @@ class ResponseEvaluator:
         fdr: False discovery rate of differential expression (Wilcoxon, Benjamini-Hochberg).
         max_cells: Cells of each side of an energy distance.
     """
+
+    meanings = RESPONSE
 
     def __init__(
         self,
