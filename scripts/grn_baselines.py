@@ -1,6 +1,6 @@
-"""Rows beside the classifiers of ``grn_phenotype``: a token transformer and gradient boosting.
+"""Rows beside the classifiers of ``grn_phenotype``: sequence, boosting, plain message passing.
 
-    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting] [--steps 5000]
+    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting|messages] [--steps 5000]
 
 The same circuits as ``python -m neuralgraph.train +experiment=grn_phenotype seed=SEED`` are learnt
 from and judged by; every line of the output is one size. Seconds are CPU seconds. With
@@ -52,6 +52,49 @@ class TokenTransformer(nn.Module):
         x = self.encoder(x, src_key_padding_mask=is_pad)
         keep = (~is_pad)[..., None]
         return self.head((x * keep).sum(1) / keep.sum(1))
+
+
+class PlainMessages(nn.Module):
+    """Message passing on genes alone: GINE layers over signed edges and their reverses.
+
+    It sees no pairs, no spectra and no dynamics: the network whose accuracy the project's notes
+    give as a ceiling of what structure tells, here with the labels of this package.
+
+    Args:
+        n_class: Classes.
+        n_dim: Width.
+        n_layer: Layers.
+
+    Source:
+        Hu et al., Strategies for pre-training graph neural networks (ICLR 2020).
+    """
+
+    def __init__(self, n_class: int, *, n_dim: int, n_layer: int) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(n_dim))
+        self.edge = nn.Parameter(0.3 * torch.randn(n_layer, 4, n_dim))
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(n_dim, 2 * n_dim), nn.ReLU(), nn.Linear(2 * n_dim, n_dim),
+                nn.LayerNorm(n_dim),
+            )
+            for _ in range(n_layer)
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Linear(3 * n_dim, n_dim), nn.ReLU(), nn.Linear(n_dim, n_class))
+
+    def forward(self, adjacency: Tensor, n_gene: Tensor) -> Tensor:
+        """Class scores from ``(n_batch, n, n)`` and ``(n_batch,)``."""
+        a = adjacency.float()
+        relations = [a.clamp_min(0), (-a).clamp_min(0)]
+        relations = [m.mT for m in relations] + relations  # to the target, and back
+        mask = (torch.arange(a.shape[1]) < n_gene[:, None])[..., None]
+        x = self.start.expand(*a.shape[:2], -1)
+        for layer, edge in zip(self.layers, self.edge, strict=True):
+            told = sum(m @ torch.relu(x + e) for m, e in zip(relations, edge, strict=True))
+            x = x + layer(x + told)
+        total = (x * mask).sum(1)
+        largest = x.masked_fill(~mask, -1e9).amax(1)
+        return self.head(torch.cat([total, total / n_gene[:, None], largest], 1))
 
 
 def tokens_of(adjacency: Tensor, generator: torch.Generator, n_name: int) -> Tensor:
@@ -118,6 +161,29 @@ def trained(
     return model.eval(), spent
 
 
+def messages_trained(
+    adjacency: Tensor, n_gene: Tensor, label: Tensor, n_class: int, options: argparse.Namespace
+) -> PlainMessages:
+    """Plain message passing after all its steps of 256 circuits."""
+    from neuralgraph.core.seeding import derived_seed, torch_generator
+
+    torch.manual_seed(derived_seed(options.seed, "messages"))
+    model = PlainMessages(n_class, n_dim=96, n_layer=5)
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, options.steps)
+    generator = torch_generator(options.seed, "messages batches")
+    n = int(n_gene.max())
+    for _ in range(options.steps):
+        index = torch.randint(len(label), (256,), generator=generator)
+        loss = cross_entropy(model(adjacency[index, :n, :n], n_gene[index]), label[index])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
 def motif_features(adjacency: Tensor) -> np.ndarray:
     """What one may count in a circuit: genes, degrees, walks, loops, motifs, Laplacian spectrum."""
     from neuralgraph.systems.boolean_grn import constraints, dynamics, features
@@ -163,8 +229,8 @@ def main() -> None:
     """Train the rows asked for and print their scores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--row", choices=["sequence", "boosting"], action="append")
-    parser.add_argument("--steps", type=int, default=5000, help="of the transformer")
+    parser.add_argument("--row", choices=["sequence", "boosting", "messages"], action="append")
+    parser.add_argument("--steps", type=int, default=5000, help="of the two networks")
     parser.add_argument("--resume", type=Path, help="state of the transformer, written and read")
     parser.add_argument("--piece", type=int, default=2000, help="steps of one call with --resume")
     options = parser.parse_args()
@@ -192,7 +258,7 @@ def main() -> None:
     generator = torch_generator(options.seed, "baselines")
     n_class = data.spec.n_phenotype
 
-    for row in options.row or ["sequence", "boosting"]:
+    for row in options.row or ["sequence", "boosting", "messages"]:
         began = time.process_time()
         if row == "boosting":
             from sklearn.ensemble import HistGradientBoostingClassifier
@@ -208,6 +274,17 @@ def main() -> None:
                 return torch.from_numpy(model.predict(x))
 
             predict = boosted
+        elif row == "messages":
+            plain = messages_trained(
+                data.adjacency[train], data.n_gene[train], label[train], n_class, options
+            )
+            seconds = time.process_time() - began
+
+            def passed(index: Tensor, model=plain) -> Tensor:
+                with torch.no_grad():
+                    return model(data.adjacency[index], data.n_gene[index]).argmax(1)
+
+            predict = passed
         else:
             n_name = data.adjacency.shape[-1]
             fitted_text = trained(data.adjacency[train], label[train], n_class, options)

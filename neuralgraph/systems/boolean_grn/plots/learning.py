@@ -42,6 +42,8 @@ class GRNReporter:
                 yield _confusion(by_size, row, data.spec.phenotypes, out)
             if tables.get("calibration"):
                 yield _calibration(tables["calibration"], out)
+            if tables.get("explorer"):
+                yield _policy(tables["explorer"], out)
             figure = style.canvas(5.4, 3.2)
             panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
             yield style.save(
@@ -138,4 +140,28 @@ def _calibration(by_size: dict[str, dict], out: Path) -> Figure:
         f"Bins of fewer than {N_CALIBRATION} circuits are left out of the figure. "
         "On the dashed line the probabilities mean what they say. The training circuits hold more "
         "of the rare phenotypes than the unstratified ones.",
+    )  # fmt: skip
+
+
+def _policy(by_size: dict[str, dict[str, list[float]]], out: Path) -> Figure:
+    from neuralgraph.viz import style
+
+    titles = ("of the phenotype", "of these, distinct", "of these, new")
+    figure = style.canvas(style.WIDTH, 2.7)
+    for at, (ax, title) in enumerate(zip(figure.subplots(1, 3), titles, strict=True)):
+        names = list(next(iter(by_size.values())))
+        share = np.array([[by_size[size][name][at] for size in by_size] for name in names])
+        ax.imshow(share, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for (i, j), value in np.ndenumerate(share):
+            colour = "white" if value > 0.6 else style.INK
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        words = [name.replace("_", " ") for name in names]
+        ax.set_yticks(range(len(words)), words if at == 0 else [""] * len(words))
+        ax.set_xticks(range(len(by_size)), list(by_size))
+        ax.set(title=title, xlabel="genes")
+        ax.tick_params(labelsize=7, length=0)
+    return style.save(
+        figure, out / "policy.png", "Circuits the policy writes",
+        "Stage 5: shares of fresh proposals that the exact oracle confirms and that are connected; "
+        "of those, the share of distinct classes; of these, the share that was not learnt from.",
     )  # fmt: skip
