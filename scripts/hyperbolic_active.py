@@ -26,6 +26,7 @@ SCREEN: dict[str, Any] = {
     "n_batch": 1, "batch_spread": 0.0, "branching": 3.0, "decay": 0.8, "repression": 0.3,
     "knockdown": 1.2, "epistasis": 0.0, "epistasis_length": 2.0, "masking": 0.0,
     "library_size": 3000.0, "library_spread": 0.3, "dispersion": 0.2,
+    "missing_edges": 0.0, "false_edges": 0.0,
 }  # fmt: skip
 N_TEST, N_START, N_ROUND, N_CHANCE = 10, 3, 12, 10
 DIM, N_STEP, RATE = 4, 250, 0.2

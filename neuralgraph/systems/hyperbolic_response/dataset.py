@@ -296,6 +296,8 @@ class ResponseData:
         target_sum: Counts a cell is normalised to.
         reference: Controls a cell is compared with.
         validation_fraction: Share of the training perturbations kept for validation.
+        unseen_single_fraction: With ``combination``: share of the genes perturbed alone that no
+            training condition holds, so that combinations of them are ``seen0`` and ``seen1``.
         max_order: Largest number of genes perturbed at once, ``null`` for any.
         graph: Source of the gene graph.
         graph_path: Its file (``string``, ``trrust``), a path or a name in the data folders.
@@ -323,6 +325,7 @@ class ResponseData:
         target_sum: Positive,
         reference: Reference,
         validation_fraction: Part,
+        unseen_single_fraction: Part,
         max_order: Count | None,
         graph: GraphSource,
         graph_path: str | None,
@@ -400,6 +403,7 @@ class ResponseData:
             self._context_of.tolist(),
             n_fold=n_fold,
             validation_fraction=validation_fraction,
+            unseen_single_fraction=unseen_single_fraction,
             seed=seed_of_split,
         )
         if fold != "all":

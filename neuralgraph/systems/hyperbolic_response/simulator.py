@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive, Share
+from neuralgraph.core.bounds import Count, Natural, NotNegative, Part, Positive, Share
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import numpy_generator
@@ -118,6 +118,8 @@ class SimulatedScreen:
         library_size: Median counts of a cell.
         library_spread: Standard deviation of its logarithm.
         dispersion: $\varphi$.
+        missing_edges: Share of the edges that the revealed graph lacks.
+        false_edges: Edges of the revealed graph that do not exist, over those that do.
 
     Source:
         own; negative-binomial counts as in Grün et al. (2014).
@@ -148,6 +150,8 @@ class SimulatedScreen:
         library_size: Positive,
         library_spread: NotNegative,
         dispersion: NotNegative,
+        missing_edges: Part,
+        false_edges: NotNegative,
     ) -> None:
         for name, value in (
             ("near_fraction", near_fraction),
@@ -185,6 +189,7 @@ class SimulatedScreen:
         self.epistasis, self.epistasis_length = epistasis, epistasis_length
         self.masking, self.library_size = masking, library_size
         self.library_spread, self.dispersion = library_spread, dispersion
+        self.missing_edges, self.false_edges = missing_edges, false_edges
 
     def simulate(self, seed: int) -> tuple[Recording, Truth]:
         """Draw tree, effects and cells; the same seed gives the same bytes."""
@@ -237,7 +242,7 @@ class SimulatedScreen:
         names = tuple(f"G{i:0{width}d}" for i in range(self.n_gene))
         targets = [sorted(names[g] for g in group) for group in groups]
         conditions = [CONTROL, *("+".join(genes) for genes in targets[1:])]
-        child = np.flatnonzero(tree.parent >= 0)
+        index, weight, sign = self._known_graph(tree, numpy_generator(seed, "known graph"))
         types_named = [f"type{i}" for i in range(self.n_cell_type)]
         recording = Recording(
             time=torch.zeros(len(label), 1),
@@ -266,9 +271,9 @@ class SimulatedScreen:
         truth = Truth(
             parameters={
                 "parent": torch.from_numpy(tree.parent),
-                "edge_index": torch.from_numpy(np.stack([tree.parent[child], child])),
-                "edge_weight": torch.from_numpy(tree.strength[child]),
-                "edge_sign": torch.from_numpy(tree.sign[child]),
+                "edge_index": torch.from_numpy(index),
+                "edge_weight": torch.from_numpy(weight),
+                "edge_sign": torch.from_numpy(sign),
                 "path": torch.from_numpy(tree.path()),
                 "effect": torch.from_numpy(effect),
                 "additive": torch.from_numpy(additive),
@@ -289,7 +294,9 @@ class SimulatedScreen:
     def reveal(
         self, recording: Recording, truth: Truth | None, /, *, graph: bool
     ) -> dict[str, Tensor]:
-        """With ``graph``: the edges of the tree, their strengths and signs."""
+        """With ``graph``: the edges of the tree, their strengths and signs, less those missing
+        and with those that are false.
+        """
         if not graph:
             return {}
         if truth is None:
@@ -383,6 +390,39 @@ class SimulatedScreen:
                 break
             picked[pair] = None
         return singles, only, list(picked)[: self.n_double]
+
+    def _known_graph(
+        self, tree: RegulatorTree, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is known of the tree: index, strength and sign of its edges."""
+        import numpy as np
+
+        child = np.flatnonzero(tree.parent >= 0)
+        is_kept = np.ones(len(child), dtype=bool)
+        is_kept[random.permutation(len(child))[: round(self.missing_edges * len(child))]] = False
+        kept = child[is_kept]
+        index = np.stack([tree.parent[kept], kept])
+        true = {(int(a), int(b)) for a, b in zip(tree.parent[child], child, strict=True)}
+        true |= {(b, a) for a, b in true}
+        false: dict[tuple[int, int], None] = {}
+        regulators = np.unique(tree.parent[child])
+        n_false = round(self.false_edges * len(child))
+        if n_false > self.n_gene * len(regulators) // 4:
+            raise ConfigError(
+                f"simulator.false_edges={self.false_edges:g} asks for {n_false} edges, too many "
+                f"among {self.n_gene} genes: lower it"
+            )
+        while len(false) < n_false:
+            pair = (int(random.choice(regulators)), int(random.integers(self.n_gene)))
+            if pair[0] != pair[1] and pair not in true:
+                false[pair] = None
+        n = len(false)
+        extra = np.array(list(false), dtype=index.dtype).reshape(n, 2).T
+        return (
+            np.concatenate([index, extra], 1),
+            np.concatenate([tree.strength[kept], self.decay * np.ones(n)]),
+            np.concatenate([tree.sign[kept], random.choice([-1.0, 1.0], n)]),
+        )
 
     def _branch(self, tree: RegulatorTree) -> np.ndarray:
         """For each gene its ancestor just below the root."""

@@ -44,6 +44,7 @@ def make_splits(
     *,
     n_fold: int | None,
     validation_fraction: float,
+    unseen_single_fraction: float,
     seed: int,
 ) -> list[Split]:
     """The folds of a rule.
@@ -59,6 +60,9 @@ def make_splits(
             with 1 fold of combinations every combination is tested and none is learned from.
         validation_fraction: Share of the perturbations of the training set (genes,
             combinations …) that are taken out for validation; at least one where above 0.
+        unseen_single_fraction: With ``combination``: share of the genes perturbed alone that are
+            in no training condition at all, so that their combinations are ``seen0`` or ``seen1``;
+            at least one where above 0.
         seed: Of the draw.
 
     Returns:
@@ -68,10 +72,15 @@ def make_splits(
         ConfigError: a number of folds that the conditions do not allow.
         DataError: too few perturbations or cell types for the rule.
     """
+    if unseen_single_fraction > 0 and rule != "combination":
+        raise ConfigError(
+            "dataset.unseen_single_fraction is for dataset.split=combination: set it to 0, got "
+            f"{unseen_single_fraction:g} with split={rule}"
+        )
     if rule == "unseen_perturbation":
         folds = _unseen_perturbation(targets, n_fold, seed)
     elif rule == "combination":
-        folds = _combination(targets, n_fold, seed)
+        folds = _combination(targets, n_fold, unseen_single_fraction, seed)
     elif rule in ("leave_one_out", "unseen_cell_type"):
         if n_fold is not None:
             raise ConfigError(
@@ -157,7 +166,7 @@ def _unseen_perturbation(
 
 
 def _combination(
-    targets: Sequence[tuple[str, ...]], n_fold: int | None, seed: int
+    targets: Sequence[tuple[str, ...]], n_fold: int | None, unseen: float, seed: int
 ) -> list[tuple[list[int], list[int]]]:
     names = sorted({"+".join(genes) for genes in targets if len(genes) > 1})
     if not names:
@@ -169,9 +178,16 @@ def _combination(
         raise ConfigError(
             f"dataset.n_fold must be between 1 and {len(names)} (combinations), got {n_fold}"
         )
+    hidden: set[str] = set()
+    if unseen > 0:
+        genes = sorted({of[0] for of in targets if len(of) == 1})
+        order = numpy_generator(seed, "genes never seen").permutation(len(genes))
+        hidden = {genes[i] for i in order[: max(1, round(unseen * len(genes)))]}
     folds: list[tuple[list[int], list[int]]] = []
     for held in _chunks(names, n_fold, seed, "folds of combinations"):
-        folds.append(([row for row, of in enumerate(targets) if "+".join(of) in held], []))
+        test = [row for row, of in enumerate(targets) if "+".join(of) in held]
+        touched = {row for row, of in enumerate(targets) if hidden & set(of)}
+        folds.append((test, sorted(touched - set(test))))
     return folds
 
 

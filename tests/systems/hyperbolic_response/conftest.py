@@ -35,6 +35,7 @@ CUT = {
     "target_sum": 1e4,
     "reference": "cell_type",
     "validation_fraction": 0.0,
+    "unseen_single_fraction": 0.0,
     "max_order": None,
     "graph": "identity",
     "graph_path": None,
@@ -66,6 +67,8 @@ SIMULATE = {
     "library_size": 3000.0,
     "library_spread": 0.3,
     "dispersion": 0.2,
+    "missing_edges": 0.0,
+    "false_edges": 0.0,
 }
 
 

@@ -29,7 +29,7 @@ def screen(n_single: int = 12, n_double: int = 26) -> tuple[Recording, Any]:
         near_distance=4, n_cell=40, n_control=120, n_cell_type=1, cell_type_spread=0.3, n_batch=1,
         batch_spread=0.0, branching=2.0, decay=0.8, repression=0.3, knockdown=1.2,
         epistasis=1.5, epistasis_length=2.0, masking=0.7,
-        library_size=3000.0, library_spread=0.3, dispersion=0.2,
+        library_size=3000.0, library_spread=0.3, dispersion=0.2, missing_edges=0.0, false_edges=0.0,
     )  # fmt: skip
     recording, truth = simulator.simulate(3)
     return recording, simulator.reveal(recording, truth, graph=True)
@@ -39,7 +39,8 @@ def cut(recording: Recording, given: Any, **changed: Any) -> ResponseData:
     settings: dict[str, Any] = {
         "split": "combination", "fold": "all", "n_fold": 2, "seed_of_split": 0,
         "n_control_split": 1, "n_top_genes": None, "min_cells_per_gene": 0, "target_sum": 1e4,
-        "reference": "cell_type", "validation_fraction": 0.0, "max_order": None,
+        "reference": "cell_type", "validation_fraction": 0.0, "unseen_single_fraction": 0.0,
+        "max_order": None,
         "graph": "simulator", "graph_path": None, "graph_names_path": None,
         "graph_threshold": None, "graph_bridges": 0, "allow_isolated": False,
     }  # fmt: skip

@@ -114,6 +114,17 @@ def test_the_graph_is_revealed_only_when_asked_for(simulated):
         screen.reveal(recording, None, graph=True)
 
 
+def test_the_revealed_graph_may_lack_edges_and_hold_false_ones(simulated):
+    recording, truth, given = simulated(missing_edges=0.5, false_edges=0.25)
+    parent = truth.parameters["parent"].tolist()
+    known = [(a, b) for a, b in given["edge_index"].T.tolist()]
+    is_true = [parent[b] == a for a, b in known]
+    assert sum(is_true) == 29 or sum(is_true) == 30
+    assert len(known) - sum(is_true) == 15 and len(set(known)) == len(known)
+    assert len(given["edge_weight"]) == len(given["edge_sign"]) == len(known)
+    assert torch.equal(recording.state, simulated()[0].state), "cells are the same"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -123,6 +134,7 @@ def test_the_graph_is_revealed_only_when_asked_for(simulated):
         ({"masking": 1.5}, "masking"),
         ({"n_cell": 3}, "at least 4"),
         ({"branching": 1.5}, "branching"),
+        ({"false_edges": 9.0}, "false_edges"),
     ],
 )
 def test_screens_that_cannot_be_are_refused(simulated, changed, message):

@@ -18,10 +18,16 @@ TARGETS = SINGLES + PAIRS
 CONTEXT = [0] * len(TARGETS)
 
 
-def cut(rule, targets=TARGETS, context=None, n_fold=None, fraction=0.0, seed=0):
+def cut(rule, targets=TARGETS, context=None, n_fold=None, fraction=0.0, seed=0, unseen=0.0):
     context = [0] * len(targets) if context is None else context
     return make_splits(
-        rule, targets, context, n_fold=n_fold, validation_fraction=fraction, seed=seed
+        rule,
+        targets,
+        context,
+        n_fold=n_fold,
+        validation_fraction=fraction,
+        unseen_single_fraction=unseen,
+        seed=seed,
     )
 
 
@@ -71,6 +77,25 @@ def test_combinations_train_on_singles_and_count_what_was_seen():
     folds = cut("combination", n_fold=5)
     assert [len(f.test) for f in folds] == [1] * 5
     assert all(len(f.train) == 10 for f in folds)
+
+
+@pytest.mark.parametrize("n_fold", [1, 3])
+def test_genes_kept_out_make_combinations_of_unseen_genes(n_fold):
+    pairs = list(itertools.combinations("ABCDEF", 2))
+    targets = [*SINGLES, *pairs]
+    folds = cut("combination", targets, n_fold=n_fold, unseen=0.34)
+    hidden = set("ABCDEF") - {targets[row][0] for row in folds[0].train if row < 6}
+    assert len(hidden) == 2
+    tested = []
+    for fold in folds:
+        assert all(not hidden & set(targets[row]) for row in fold.train)
+        assert {row for row in range(6) if targets[row][0] in hidden} <= set(fold.left_out)
+        for row, group in zip(fold.test, fold.subgroup, strict=True):
+            assert group == f"seen{len(set(targets[row]) - hidden)}"
+        tested += fold.test
+    assert sorted(tested) == list(range(6, 21)), "every pair is tested once"
+    with pytest.raises(ConfigError, match="unseen_single_fraction is for"):
+        cut("leave_one_out", unseen=0.2)
 
 
 def test_a_single_left_out_may_still_be_seen_in_combination():
