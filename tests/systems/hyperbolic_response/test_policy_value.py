@@ -58,6 +58,7 @@ def screen(n_cell_type: int = 1):
         n_cell=24, n_control=60, n_cell_type=n_cell_type, cell_type_spread=0.5, n_batch=1,
         batch_spread=0.0, branching=3.0, decay=0.8, repression=0.3, knockdown=1.5, epistasis=1.0,
         epistasis_length=2.0, masking=0.5, library_size=2000.0, library_spread=0.2, dispersion=0.1,
+        missing_edges=0.0, false_edges=0.0,
     )  # fmt: skip
     recording, truth = simulator.simulate(3)
     return recording, simulator.reveal(recording, truth, graph=True)
@@ -211,7 +212,8 @@ def test_other_graphs_and_what_is_refused():
             type(recording)(**{**recording.__dict__, "provenance": one}), given,
             reward="cell", reference="cell_type", condition_on_cell_type=True, seed_of_split=0,
             n_top_genes=None, min_cells_per_gene=3, target_sum=1e4, max_order=1,
-            graph="identity", graph_path=None, graph_names_path=None, graph_threshold=None, graph_bridges=0,
+            graph="identity", graph_path=None, graph_names_path=None, graph_threshold=None,
+            graph_bridges=0,
         )  # fmt: skip
 
 
