@@ -149,7 +149,7 @@ class ResponseModel(nn.Module):
             self.register_buffer(f"anchor_{name}", value.detach().clone())
             for group in GROUPS:
                 self.register_buffer(f"{group}_{name}", value.detach().clone())
-        self._kept: tuple[Tasks, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._kept: tuple[Tasks, float, tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("gate", torch.zeros(self.n_form, self.n_fold, 2))
         noise = torch.zeros(self.n_form, self.n_fold, N_NOISE)
         noise[..., 0] = noise[..., 3] = 1.0
@@ -176,11 +176,12 @@ class ResponseModel(nn.Module):
 
     def _before(self, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor]:
         """The code of questions at the start of training; kept while the questions are the same."""
-        if self._kept is None or self._kept[0] is not tasks:
+        curvature = float(self.space.curvature.detach())
+        if self._kept is None or self._kept[0] is not tasks or self._kept[1] != curvature:
             start = {name: getattr(self, f"start_{name}") for name in self.weight}
             with torch.no_grad():
-                self._kept = (tasks, self._code(tasks, start))
-        return self._kept[1]
+                self._kept = (tasks, curvature, self._code(tasks, start))
+        return self._kept[2]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch."""
