@@ -67,6 +67,7 @@ def integrate(
     atol: float = 1e-8,
     max_steps: int = 1_000_000,
     names: Sequence[str] | None = None,
+    adjoint: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Solve ``dx/dt = rhs(t, x)`` with an adaptive step.
 
@@ -83,13 +84,16 @@ def integrate(
         atol: Absolute error allowed in each step, in units of the state.
         max_steps: Steps allowed between two output times.
         names: Names of the ``n_var`` variables, for messages.
+        adjoint: Parameters of ``rhs`` whose gradient is found by integrating the adjoint equation
+            backwards, in memory that does not grow with the steps; ``None`` differentiates
+            through the steps.
     Returns:
         States, ``(n_time, *n_run, n_var)``.
     Raises:
         SolverError: unknown method, bad times or tolerances; as :class:`DivergedError` when the
             step underflows, too many steps are needed or a value is not finite.
     Source:
-        torchdiffeq; Dormand & Prince (1980) for the default.
+        torchdiffeq; Dormand & Prince (1980) for the default; Chen et al. (2018) for the adjoint.
     """
     if method not in ADAPTIVE:
         hint = " (a fixed-step method: call rollout)" if method in FIXED else ""
@@ -97,7 +101,7 @@ def integrate(
     if rtol <= 0 or atol <= 0:
         raise SolverError(f"rtol and atol must be positive, got {rtol:g} and {atol:g}")
     _check(x0, times, names)
-    from torchdiffeq import odeint
+    from torchdiffeq import odeint, odeint_adjoint
 
     last: dict[str, Any] = {"time": float(times[0]), "state": x0, "rate": torch.zeros_like(x0)}
 
@@ -113,7 +117,8 @@ def integrate(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*converting a tensor with requires_grad.*")
-            solution = odeint(
+            solve = odeint if adjoint is None else odeint_adjoint
+            solution = solve(
                 watched,
                 x0,
                 times.to(x0.dtype),
@@ -121,6 +126,7 @@ def integrate(
                 rtol=rtol,
                 atol=atol,
                 options={"max_num_steps": max_steps},
+                **({} if adjoint is None else {"adjoint_params": tuple(adjoint)}),
             )
     except AssertionError as error:
         speed = last["rate"].abs() / (last["state"].abs() + atol / rtol)

@@ -10,11 +10,25 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, Positive
-from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.errors import ConfigError, DataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
 from neuralgraph.systems.perturb_ode.reference import Series
 from neuralgraph.systems.perturb_ode.stationarity import last_change, settled
+
+INTERVENTIONS = ("nuclease", "knockout")
+
+
+def components(state: Tensor, is_train: Tensor, n_component: int) -> tuple[Tensor, Tensor]:
+    """Origin ``(n_fold, n_gene)`` and basis ``(n_fold, n_component, n_gene)`` of training means."""
+    offset, decoder = [], []
+    for mask in is_train:
+        seen = state[mask].flatten(0, 1)
+        centre = seen.mean(0)
+        _, _, vectors = torch.linalg.svd(seen - centre, full_matrices=False)
+        offset.append(centre)
+        decoder.append(vectors[:n_component])
+    return torch.stack(offset), torch.stack(decoder)
 
 
 class FoldedSeries:
@@ -28,8 +42,11 @@ class FoldedSeries:
 
     Args:
         recording: Means, covariances and cell counts by condition and day.
-        given: Nothing is given here.
-        n_component: Components the field lives in.
+        given: ``is_edge``, of use where the field lives in genes.
+        n_component: Components the field lives in; ``null`` for the genes themselves, on which
+            interventions act.
+        intervention: What a knock-out does to a field in genes: ``nuclease`` takes its effect on
+            others and leaves the transcript, ``knockout`` stops its production.
         has_inner: Whether the inner folds are trained.
         gate_margin: Own change between the last two days below which a condition may be asked to
             rest by ``steady_gated``, units of log expression (root mean square over genes).
@@ -40,7 +57,8 @@ class FoldedSeries:
         recording: Recording,
         given: Mapping[str, Tensor],
         *,
-        n_component: Count,
+        n_component: Count | None,
+        intervention: str,
         has_inner: bool,
         gate_margin: Positive,
     ) -> None:
@@ -55,10 +73,14 @@ class FoldedSeries:
                 f"leave-one-out with inner selection needs 3 perturbations, got {len(self.held)}"
             )
         largest = min(n_gene, (n_run - 2) * n_time - 1)
-        if n_component > largest:
+        if n_component is not None and n_component > largest:
             raise ConfigError(
                 f"dataset.n_component must be at most {largest} (training means less one), got "
                 f"{n_component}"
+            )
+        if intervention not in INTERVENTIONS:
+            raise ConfigError(
+                f"unknown intervention '{intervention}': {nearest(intervention, INTERVENTIONS)}"
             )
         left_out: list[tuple[int, ...]] = [(h,) for h in self.held]
         if has_inner:
@@ -67,23 +89,27 @@ class FoldedSeries:
         is_train = torch.ones(len(left_out), n_run, dtype=torch.bool)
         for fold, rows in enumerate(left_out):
             is_train[fold, list(rows)] = False
-        offset, decoder = [], []
-        for mask in is_train:
-            seen = recording.state[mask].flatten(0, 1)
-            centre = seen.mean(0)
-            _, _, vectors = torch.linalg.svd(seen - centre, full_matrices=False)
-            offset.append(centre)
-            decoder.append(vectors[:n_component])
         self.series = Series(
             mean=recording.state,
             covariance=recording.inputs["covariance"],
             n_cell=recording.inputs["n_cell"],
             measured=(self.knocked_out == 0).to(recording.state.dtype),
         )
-        origin, basis = torch.stack(offset), torch.stack(decoder)
-        encoded = torch.einsum("fbtg,fdg->fbtd", recording.state - origin[:, None, None], basis)
         weight = self.series.measured[:, None].expand(n_run, n_time - 1, n_gene)
-        ones = torch.ones(n_run, n_component, dtype=recording.state.dtype)
+        halves = recording.inputs["halves"][:, 1:]
+        if n_component is None:
+            origin = basis = None
+            n_state = n_gene
+            encoded = recording.state.expand(len(left_out), -1, -1, -1)
+            halves = halves.expand(len(left_out), *halves.shape)
+            lost = 1 - recording.graph["target"]
+        else:
+            origin, basis = components(recording.state, is_train, n_component)
+            n_state = n_component
+            encoded = torch.einsum("fbtg,fdg->fbtd", recording.state - origin[:, None, None], basis)
+            halves = torch.einsum("fbtkg,fdg->fbtkd", halves - origin[:, None, None, None], basis)
+            lost = torch.ones(n_run, n_component, dtype=recording.state.dtype)
+        ones = torch.ones_like(lost)
         is_control = torch.zeros(n_run, dtype=torch.bool)
         is_control[:first] = True
         self._all = ScreenBatch(
@@ -93,8 +119,8 @@ class FoldedSeries:
             weight=weight.contiguous(),
             is_train=is_train,
             is_control=is_control,
-            production=ones,
-            regulation=ones,
+            production=lost if intervention == "knockout" else ones,
+            regulation=lost if intervention == "nuclease" else ones,
             encoded=encoded[:, :, 1:],
             decoder=basis,
             offset=origin,
@@ -105,22 +131,18 @@ class FoldedSeries:
                 margin=gate_margin,
             ),
             medium=recording.inputs["medium"][:, 0],
-            halves=torch.einsum(
-                "fbtkg,fdg->fbtkd",
-                recording.inputs["halves"][:, 1:] - origin[:, None, None, None],
-                basis,
-            ),
+            halves=halves,
         )
         size = encoded.square().mean((-1, -2))
         self.held_rows = torch.tensor([(rows[0], rows[-1]) for rows in left_out])
         """Held-out conditions of each fold, ``(n_fold, 2)``; one alone stands twice."""
         self.spec = ScreenSpec(
             names=recording.names,
-            n_state=n_component,
+            n_state=n_state,
             is_inner=tuple(len(rows) == 2 for rows in left_out),
             state_scale=tuple(((size * is_train).sum(1) / is_train.sum(1)).sqrt().tolist()),
-            is_edge=None,
-            has_interventions=False,
+            is_edge=given.get("is_edge") if n_component is None else None,
+            has_interventions=n_component is None,
             n_medium=recording.inputs["medium"].shape[-1],
         )
 

@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from neuralgraph.core.bounds import Count, Positive
 from neuralgraph.core.errors import ConfigError, nearest
+from neuralgraph.numerics.integrate import integrate
 from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
+from neuralgraph.systems.perturb_ode.messages import RegulatorMessages
 
-FIELDS = ("free", "production_decay", "hill")
+FIELDS = ("free", "production_decay", "hill", "messages")
+SOLVERS = ("rk4", "dopri5", "adjoint")
 MEDIA = ("additive", "film")
 TERMS = (
     "steady_control",
@@ -28,6 +31,9 @@ TERMS = (
     "weight_l2",
 )
 """What an arm may add to the data loss (see :class:`.loss.ScreenObjective`)."""
+
+MAX_STEPS = 10_000
+"""Adaptive steps between two days; more is a stiff field, which is said."""
 
 FLOOR = 1e-3
 """Added to expression, in units of its typical size, before a logarithm is taken."""
@@ -47,7 +53,9 @@ class FieldEnsemble(nn.Module):
       whose production is stopped, which decays;
     - ``production_decay``: $u \odot \mathrm{softplus}(N(\hat x)) - \gamma \odot x$;
     - ``hill``: $u \odot a \odot \sigma(W \log(\hat x + \epsilon) + b) - \gamma \odot x$, one
-      weight for each regulator and gene, masked to ``is_edge`` where the graph is given.
+      weight for each regulator and gene, masked to ``is_edge`` where the graph is given;
+    - ``messages``: $u \odot \mathrm{softplus}(\beta + \sum_{j \to i} a_e \tanh(w_e \hat x_j + b_e))
+      - \gamma \odot x$, messages along the edges of the graph (all pairs where none is given).
 
     A medium adds constant production to each gene, ``additive``, or multiplies the production,
     ``film``, one number for each medium and gene.
@@ -63,6 +71,11 @@ class FieldEnsemble(nn.Module):
         n_layer: Hidden layers of N.
         max_step: Longest Runge–Kutta step, days.
         medium: How media act, ``additive`` or ``film``.
+        solver: ``rk4`` in equal steps; ``dopri5`` with adaptive steps (torchdiffeq); ``adjoint``,
+            the same with gradients by the adjoint equation. Adaptive steps are shared by all
+            models, which then agree with models trained one by one to the tolerance only.
+        rtol: Relative tolerance of adaptive steps.
+        atol: Absolute tolerance, units of the state.
         generator: Source of the starts.
 
     Source:
@@ -82,11 +95,18 @@ class FieldEnsemble(nn.Module):
         n_layer: Count,
         max_step: Positive,
         medium: str,
+        solver: str,
+        rtol: Positive,
+        atol: Positive,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         if field not in FIELDS:
             raise ConfigError(f"unknown field '{field}': {nearest(field, FIELDS)}")
+        if solver not in SOLVERS:
+            raise ConfigError(f"unknown solver '{solver}': {nearest(solver, SOLVERS)}")
+        self.solver, self.rtol, self.atol = solver, rtol, atol
+        self.names = spec.names if len(spec.names) == spec.n_state else None
         if medium not in MEDIA:
             raise ConfigError(f"unknown effect of media '{medium}': {nearest(medium, MEDIA)}")
         if field != "free" and not spec.has_interventions:
@@ -140,6 +160,18 @@ class FieldEnsemble(nn.Module):
             self.log_top = nn.Parameter(start(d, fan_in=d).detach() + scale.log()[:, None])
             mask = torch.ones(d, d) if spec.is_edge is None else spec.is_edge.T.float()
             self.register_buffer("mask", mask)
+        elif field == "messages":
+            every = ~torch.eye(d, dtype=torch.bool)
+            is_edge = every if spec.is_edge is None else spec.is_edge.bool()
+            gene, regulator = is_edge.nonzero().T
+            self.register_buffer("edge_index", torch.stack([regulator, gene]))
+            n_edge = len(gene)
+            fan_in = max(1, round(n_edge / d))
+            self.weights = nn.ParameterList(
+                [start(1, n_edge, fan_in=1), start(1, n_edge, fan_in=fan_in)]
+            )
+            self.biases = nn.ParameterList([start(1, n_edge, fan_in=1), start(1, d, fan_in=d)])
+            self.pass_messages = RegulatorMessages()
         else:
             sizes = [d, *[n_hidden] * n_layer, d]
             pairs = list(itertools.pairwise(sizes))
@@ -193,7 +225,7 @@ class FieldEnsemble(nn.Module):
             )
             made = self.log_top.exp()[:, None] * torch.sigmoid(drive)
         else:
-            made = self.network(seen)
+            made = self.network(seen) if self.field != "messages" else self.messages(seen)
             made = scale * (functional.softplus(made) if self.field != "free" else made)
         if medium is not None and hasattr(self, "of_medium"):
             effect = medium @ self.of_medium
@@ -203,6 +235,12 @@ class FieldEnsemble(nn.Module):
         decay = self.log_gamma.exp()[:, None] * state
         stopped = (1 - production) * decay if self.field == "free" else decay
         return production * made - stopped
+
+    def messages(self, seen: Tensor) -> Tensor:
+        """Sum of what the regulators of each gene send, and its own base, same shape."""
+        weight, top = self.weights
+        bias, base = self.biases
+        return base + self.pass_messages(seen, self.get_buffer("edge_index"), top, weight, bias)
 
     def network(self, seen: Tensor) -> Tensor:
         """N of scaled states, same shape."""
@@ -217,8 +255,14 @@ class FieldEnsemble(nn.Module):
     def flow(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
         """States on the days after the first, ``(n_model, n_condition, n_day, n_state)``.
 
-        Classical Runge–Kutta steps of at most ``max_step``; the same step for every model.
+        Classical Runge–Kutta steps of at most ``max_step``, the same step for every model, or the
+        adaptive solver.
+
+        Raises:
+            SolverError: an adaptive step underflows; names the gene and the day.
         """
+        if self.solver != "rk4":
+            return self._adaptive(batch, batch.time if time is None else time)
         grid = (batch.time if time is None else time).tolist()
         state = batch.start[self.get_buffer("fold")]
         frames = []
@@ -233,6 +277,20 @@ class FieldEnsemble(nn.Module):
                 state = state + (h / 6) * (k1 + 2 * (k2 + k3) + k4)
             frames.append(state)
         return torch.stack(frames, dim=2)
+
+    def _adaptive(self, batch: ScreenBatch, time: Tensor) -> Tensor:
+        start = batch.start[self.get_buffer("fold")]
+        states = integrate(
+            lambda _, x: self.rate(x, batch),
+            start,
+            time,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=MAX_STEPS,
+            names=self.names,
+            adjoint=tuple(self.parameters()) if self.solver == "adjoint" else None,
+        )
+        return states[1:].permute(1, 2, 0, 3)
 
     def predict(self, batch: ScreenBatch, time: Tensor | None = None) -> Tensor:
         """Genes on the days after the first, ``(n_model, n_condition, n_day, n_gene)``."""

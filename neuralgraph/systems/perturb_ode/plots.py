@@ -13,6 +13,7 @@ from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.perturb_ode.batching import LAYOUTS, Variances, effect_variance, layout
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
+from neuralgraph.systems.perturb_ode.lineage import CloudData, LineageField
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
 from neuralgraph.systems.perturb_ode.sequential import CommonChange, DayPairs
 from neuralgraph.viz.figure import Figure
@@ -319,4 +320,119 @@ class MovementReporter:
                 "square over genes, noise taken out) with its interval over resampled cells. "
                 "Settled: the interval ends below the dashed margin. Moving: above 0. Few cells "
                 "leave it undecided.",
+            )  # fmt: skip
+
+
+class LineageReporter:
+    """Kinds of cells, where knock-outs lie in pseudotime, and the error on held-out knock-outs."""
+
+    def figures(
+        self,
+        model: LineageField,
+        data: CloudData,
+        truth: Truth | None,
+        scorecard: Scorecard,
+        folder: Path,
+    ) -> Iterator[Figure]:
+        """Draw into ``folder/figures``."""
+        from neuralgraph.viz import panels, style
+
+        out = folder / "figures"
+        facts = scorecard.facts
+        cells = facts["cells"]
+        names = data.conditions
+        with style.house():
+            figure = style.canvas(height=max(3.4, 0.8 + 0.27 * len(names)))
+            grid = figure.add_gridspec(1, 2, width_ratios=[1, 1.15])
+            ax = figure.add_subplot(grid[0])
+            points = torch.tensor(cells["coordinates"])
+            time = torch.tensor([float("nan") if v is None else v for v in cells["pseudotime"]])
+            colours = (style.SOFT, *style.CYCLE)
+            if cells["type"] is not None:
+                kind = torch.tensor(cells["type"])
+                for k, name in enumerate(facts["shares"]["types"]):
+                    mine = points[kind == k]
+                    ax.scatter(
+                        mine[:, 0], mine[:, 1], s=5, lw=0, alpha=0.7, label=name,
+                        color=colours[k % len(colours)],
+                    )  # fmt: skip
+                ax.legend(markerscale=2.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+            else:
+                ax.scatter(points[:, 0], points[:, 1], s=5, lw=0, c=time)
+            ax.set(xlabel="component 1", ylabel="component 2")
+            ax.set_title("Kinds of cells")
+            ax = figure.add_subplot(grid[1])
+            condition = torch.tensor(cells["condition"])
+            levels = torch.linspace(0, 1, 41)
+            for row in range(len(names)):
+                k = len(names) - 1 - row
+                mine = time[(condition == k) & torch.isfinite(time)]
+                density = torch.histc(mine, 40, 0, 1)
+                density = torch.nn.functional.conv1d(
+                    density[None, None], torch.tensor([[[0.25, 0.5, 0.25]]]), padding=1
+                )[0, 0]
+                height = 0.85 * density / density.max().clamp_min(1e-9)
+                colour = style.VERMILION if bool(data.is_test[k]) else style.BLUE
+                ax.fill_between(
+                    (levels[1:] + levels[:-1]) / 2, row, row + height, color=colour, alpha=0.5, lw=0
+                )
+            ax.set_yticks(range(len(names)), list(reversed(names)))
+            ax.set(xlabel="pseudotime", xlim=(0, 1))
+            ax.set_title("Cells of each knock-out")
+            yield style.save(
+                figure, out / "lineage.png", "Cells along the lineage",
+                "Left: measured cells of all conditions and days on two principal components. "
+                "Right: where along pseudotime (diffusion from the progenitors) the cells of each "
+                "condition lie, all days together; orange: held out. Knock-outs differ as "
+                "distributions.",
+            )  # fmt: skip
+
+            rows = facts["energy"]
+            held = [name for name in names if rows[name]["held_out"]] or names
+            figure = style.canvas(width=5.8, height=3.2)
+            ax = figure.add_subplot()
+            shown = ("model", "unperturbed", "no change")
+            for i, what in enumerate(shown):
+                position = [k + 0.27 * (i - 1) for k in range(len(held))]
+                ax.bar(position, [rows[n][what] for n in held], width=0.25, label=what)
+            ax.set_xticks(range(len(held)), held)
+            ax.set_ylabel("energy distance")
+            ax.axhline(0, color=style.INK, lw=0.8)
+            ax.legend()
+            yield style.save(
+                figure, out / "held_out.png", "Held-out knock-outs",
+                "Energy distance to the measured cells, mean over days; 0 is the same "
+                "distribution. Unperturbed: cells without a knock-out, the gene taken away. No "
+                "change: cells stay as on day 0.",
+            )  # fmt: skip
+
+            if "shares" in facts:
+                shares = facts["shares"]
+                figure = style.canvas(width=style.WIDTH, height=3.2)
+                axes = figure.subplots(1, 2, sharey=True)
+                for ax, what in zip(axes, ("measured", "predicted"), strict=True):
+                    left = torch.zeros(len(held))
+                    for k, kind in enumerate(shares["types"]):
+                        value = torch.tensor([shares[what][name][k] for name in held])
+                        ax.barh(
+                            range(len(held)), value, left=left, label=kind,
+                            color=colours[k % len(colours)],
+                        )  # fmt: skip
+                        left = left + value
+                    ax.set_title(what)
+                    ax.set_xlabel("share of the cells")
+                axes[0].set_yticks(range(len(held)), held)
+                axes[0].invert_yaxis()
+                figure.legend(
+                    *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4
+                )
+                yield style.save(
+                    figure, out / "shares.png", "What held-out knock-outs become",
+                    "Shares of cell types on the last day, by the nearest state of rest.",
+                )  # fmt: skip
+            figure = style.canvas(width=5.4, height=3.0)
+            panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
+            yield style.save(
+                figure, out / "loss.png", "Training",
+                "Distance between predicted and measured clouds of the training conditions.",
             )  # fmt: skip

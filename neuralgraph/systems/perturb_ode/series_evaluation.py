@@ -192,9 +192,11 @@ class SeriesEvaluator:
             path = PATHS[self.path](series.mean[train])
             mean = series.mean[train].mean(0)
             start = series.mean[row, 0]
-            assert batch.decoder is not None and batch.offset is not None
-            basis, origin = batch.decoder[fold].double().cpu(), batch.offset[fold].double().cpu()
-            smooth = origin + (start - origin) @ basis.T @ basis
+            smooth = start
+            if batch.decoder is not None and batch.offset is not None:
+                basis = batch.decoder[fold].double().cpu()
+                origin = batch.offset[fold].double().cpu()
+                smooth = origin + (start - origin) @ basis.T @ basis
             note("reference_path", path[1:], row)
             for suffix, begin in (("", start), ("_projected", smooth)):
                 note(f"no_change{suffix}", begin.expand_as(path[1:]), row)

@@ -44,6 +44,7 @@ def ensemble(data, arms, field="production_decay"):
     return FieldEnsemble(
         data.spec, field=field, arms={"standard": {}, **arms}, n_seed=1, n_seed_of=None,
         n_seed_inner=1, n_hidden=8, n_layer=1, max_step=0.5, medium="additive",
+        solver="rk4", rtol=1e-5, atol=1e-6,
         generator=torch.Generator().manual_seed(0),
     ).double()  # fmt: skip
 

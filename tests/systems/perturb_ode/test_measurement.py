@@ -139,7 +139,9 @@ def test_a_simulated_file_is_read_back_like_a_users_own(tmp_path):
     assert again.provenance["conditions"] == recording.provenance["conditions"]
     torch.testing.assert_close(again.state, recording.state)
     torch.testing.assert_close(again.graph["cells"], recording.graph["cells"])
-    data = FoldedSeries(again, {}, n_component=2, has_inner=False, gate_margin=0.1)
+    data = FoldedSeries(
+        again, {}, n_component=2, intervention="nuclease", has_inner=False, gate_margin=0.1
+    )
     assert data.everything().is_control.sum() == 1 and len(data.held) == 4
     import anndata
 

@@ -29,6 +29,7 @@ SCREEN = {
     "n_medium": 0,
     "measurement": None,
 }
+SOLVER = {"solver": "rk4", "rtol": 1e-5, "atol": 1e-6}
 ARMS = {"standard": {}, "ssP": {"steady_perturbed": 1.0}, "both": {"steady_control": 0.5}}
 
 
@@ -43,7 +44,14 @@ def data(screen):
 
 
 def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
-    knobs = {"n_hidden": 8, "n_layer": 1, "max_step": 0.5, "medium": "additive", **changed}
+    knobs = {
+        "n_hidden": 8,
+        "n_layer": 1,
+        "max_step": 0.5,
+        "medium": "additive",
+        **SOLVER,
+        **changed,
+    }
     return FieldEnsemble(
         data.spec,
         field=field,
@@ -64,7 +72,7 @@ def fit(model, data, n_epochs=15):
     return session
 
 
-@pytest.mark.parametrize("field", ["free", "production_decay", "hill"])
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "messages"])
 def test_an_ensemble_equals_its_models_trained_one_by_one(data, field):
     together = ensemble(data, field=field)
     start = {k: v.clone() for k, v in together.named_parameters()}
@@ -111,7 +119,7 @@ def test_training_does_not_read_what_is_held_out(screen):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("field", ["free", "production_decay", "hill"])
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "messages"])
 def test_a_gene_without_production_decays(data, field):
     model = ensemble(data, field=field)
     batch = data.everything()
@@ -187,3 +195,72 @@ def test_inverse_variance_keeps_the_size_of_the_data_loss(screen):
     assert float(weight.mean()) == pytest.approx(1.0)
     assert float(weight.max()) < 110 * float(weight.median())
     assert (batch.weight.movedim(1, 2)[~measured] == 0).all()
+
+
+def test_messages_run_along_the_edges_of_the_graph_alone(screen):
+    recording, truth = screen
+    edges = truth.parameters["sign"] != 0
+    data = ScreenData(recording, {"is_edge": edges}, weighting="uniform", gate_margin=0.1)
+    model = ensemble(data, field="messages", n_seed=1)
+    batch = data.everything()
+    x = batch.start[0, :1]
+    ones = torch.ones_like(x)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda y: model(y.expand(model.n_model, -1, -1), ones, ones)[0, 0], x
+    )[:, 0]
+    off = ~(edges | torch.eye(6, dtype=torch.bool))
+    assert jacobian[off].abs().max() == 0 and jacobian[edges].abs().min() > 0
+    blind = ones.clone()
+    blind[:, 2] = 0  # a nuclease knock-out: the gene acts on nobody
+    other = x.clone()
+    other[:, 2] += 1.0
+    a, b = (model(y.expand(model.n_model, -1, -1), ones, blind) for y in (x, other))
+    kept = torch.arange(6) != 2
+    torch.testing.assert_close(a[..., kept], b[..., kept])
+
+
+def test_gradients_by_the_adjoint_equation_are_those_through_the_steps(data):
+    found = {}
+    for solver in ("rk4", "dopri5", "adjoint"):
+        model = ensemble(
+            data, arms={"standard": {}}, n_seed=1, max_step=0.05, solver=solver, rtol=1e-9,
+            atol=1e-10,
+        )  # fmt: skip
+        loss = (model.predict(data.everything()) ** 2).sum()
+        loss.backward()
+        found[solver] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found["rk4"], found["dopri5"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["adjoint"], found["dopri5"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_underflows_is_said_in_words(data):
+    from neuralgraph.core.errors import SolverError
+
+    model = ensemble(
+        data, arms={"standard": {}}, n_seed=1, solver="dopri5", field="production_decay",
+        rtol=1e-6, atol=1e-9,
+    )  # fmt: skip
+    with torch.no_grad():
+        model.log_gamma[:, 3] = 30.0
+    with pytest.raises(SolverError, match=r"at t = .*G4"):
+        model.predict(data.everything())
+    with pytest.raises(ConfigError, match="adjoint"):
+        ensemble(data, solver="adjoin")
+
+
+def test_media_change_what_a_field_makes(screen):
+    recording, _ = HillScreen(**{**SCREEN, "n_medium": 1}).simulate(3)
+    data = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    batch = data.everything()
+    for medium in ("additive", "film"):
+        model = ensemble(data, arms={"standard": {}}, n_seed=1, medium=medium)
+        state = batch.start.expand(1, -1, -1)
+        with torch.no_grad():
+            model.of_medium.fill_(0.5)
+            changed = model.rate(state, batch) - model(state, batch.production, batch.regulation)
+        other = batch.medium[:, 0] > 0
+        assert changed[:, ~other].abs().max() == 0
+        made = changed[0, other] * (batch.production[other] > 0)
+        assert made.abs().max() > 0
+        stopped = changed[0, other] * (batch.production[other] == 0)
+        assert stopped.abs().max() == 0

@@ -130,7 +130,9 @@ def test_nothing_of_a_held_out_condition_but_its_first_day_enters_its_prediction
 
 def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
     recording = read(cells[0])
-    data = FoldedSeries(recording, {}, n_component=3, has_inner=True, gate_margin=0.1)
+    data = FoldedSeries(
+        recording, {}, n_component=3, intervention="nuclease", has_inner=True, gate_margin=0.1
+    )
     assert len(data.left_out) == 4 + 6 and sum(data.spec.is_inner) == 6
     fold = data.left_out.index((1, 3))
     assert data.everything().is_train[fold].tolist() == [True, False, True, False]
@@ -140,7 +142,12 @@ def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
     changed[1] += 1.0
     without = [i for i, rows in enumerate(data.left_out) if 1 in rows]
     moved = FoldedSeries(
-        replace(recording, state=changed), {}, n_component=3, has_inner=True, gate_margin=0.1
+        replace(recording, state=changed),
+        {},
+        n_component=3,
+        intervention="nuclease",
+        has_inner=True,
+        gate_margin=0.1,
     )
     torch.testing.assert_close(moved.everything().decoder[fold], data.everything().decoder[fold])
     torch.testing.assert_close(
@@ -215,3 +222,24 @@ def test_the_closed_forms_reach_the_measured_numbers_on_real_knockouts():
     better = [series.error(field[h].prediction, h) for h in rows]
     assert np.mean(better) < 0.0128
     assert sum(a < b for a, b in zip(better, errors, strict=True)) >= 6
+
+
+def test_a_series_in_genes_takes_interventions_and_a_published_graph(cells, tmp_path):
+    from neuralgraph.systems.perturb_ode.prior_graph import prior_edges
+
+    table = tmp_path / "edges.tsv"
+    table.write_text("G0\tG3\tActivation\t1\nG5\tG5\tUnknown\t2\nX\tG1\tRepression\t3\n")
+    recording = read(cells[0])
+    edges = prior_edges(str(table), recording.names)
+    assert edges.nonzero().tolist() == [[3, 0]]
+    knobs = {"n_component": None, "has_inner": False, "gate_margin": 0.1}
+    data = FoldedSeries(recording, {"is_edge": edges}, intervention="nuclease", **knobs)
+    batch = data.everything()
+    assert data.spec.n_state == 6 and data.spec.has_interventions and data.spec.is_edge is edges
+    assert (batch.production == 1).all() and batch.regulation[1].tolist() == [1, 0, 1, 1, 1, 1]
+    torch.testing.assert_close(batch.start[2], recording.state[:, 0])
+    other = FoldedSeries(recording, {}, intervention="knockout", **knobs).everything()
+    assert other.production[1].tolist() == [1, 0, 1, 1, 1, 1] and (other.regulation == 1).all()
+    table.write_text("A\tB\tActivation\t1\n")
+    with pytest.raises(DataError, match="no edge between the 6 measured genes"):
+        prior_edges(str(table), recording.names)
