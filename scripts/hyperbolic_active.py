@@ -20,14 +20,12 @@ from typing import Any
 
 import torch
 
-SCREEN: dict[str, Any] = {
-    "n_gene": 120, "n_single": 30, "n_only_combined": 0, "n_double": 0, "near_fraction": 0.0,
-    "near_distance": 4, "n_cell": 60, "n_control": 400, "n_cell_type": 1, "cell_type_spread": 0.0,
-    "n_batch": 1, "batch_spread": 0.0, "branching": 3.0, "decay": 0.8, "repression": 0.3,
-    "knockdown": 1.2, "epistasis": 0.0, "epistasis_length": 2.0, "masking": 0.0,
-    "library_size": 3000.0, "library_spread": 0.3, "dispersion": 0.2,
-    "missing_edges": 0.0, "false_edges": 0.0,
-}  # fmt: skip
+SCREEN = (
+    "+experiment=hyperbolic_policy_value", "simulator.n_gene=120", "simulator.n_single=30",
+    "simulator.n_double=0", "simulator.n_batch=1", "simulator.missing_edges=0",
+    "simulator.false_edges=0", "dataset.reward=mean", "dataset.min_cells_per_gene=0",
+)  # fmt: skip
+"""Screens of single knock-downs whose gene graph is known."""
 N_TEST, N_START, N_ROUND, N_CHANCE = 10, 3, 12, 10
 DIM, N_STEP, RATE = 4, 250, 0.2
 N_BOOTSTRAP = 5000
@@ -65,20 +63,13 @@ def screen(seed: int, manifold: str) -> dict[str, Any]:
         campaign,
         edge_signs,
     )
-    from neuralgraph.systems.hyperbolic_response.policy_value.dataset import PolicyValueData
-    from neuralgraph.systems.hyperbolic_response.simulator import SimulatedScreen
     from neuralgraph.systems.hyperbolic_response.treelikeness import embed, path_lengths
 
     began = time.process_time()
-    simulator = SimulatedScreen(**SCREEN)
-    recording, truth = simulator.simulate(seed)
-    given = simulator.reveal(recording, truth, graph=True)
-    data = PolicyValueData(
-        recording, given, reward="mean", reference="cell_type", condition_on_cell_type=False,
-        seed_of_split=seed, n_top_genes=None, min_cells_per_gene=0, target_sum=1e4, max_order=1,
-        graph="simulator", graph_path=None, graph_names_path=None, graph_threshold=None,
-        graph_bridges=0,
-    )  # fmt: skip
+    config, parts = composed([*SCREEN, f"seed={seed}", f"dataset.seed_of_split={seed}"])
+    recording, truth = parts.simulator.simulate(seed)
+    given = parts.simulator.reveal(recording, truth, **config["prior"])
+    data = parts.dataset(recording, given)
     graph = data.graph
     paths = path_lengths(graph.n_node, graph.edge_index)
     found = embed(paths, manifold, DIM, n_step=N_STEP, learning_rate=RATE, seed=seed)  # type: ignore[arg-type]
@@ -107,6 +98,21 @@ def screen(seed: int, manifold: str) -> dict[str, Any]:
         "measured_directly": float(floor / data.held_out.signed[0][env.test].square().sum()),
         "seconds": time.process_time() - began,
     }
+
+
+def composed(overrides: list[str]) -> tuple[dict[str, Any], Any]:
+    """Config and parts of a run."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from neuralgraph import pipeline
+    from neuralgraph.cli import plain
+    from neuralgraph.config import CONFIG_FOLDER
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        config = plain(compose("train", overrides))
+    return config, pipeline.compose(config)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def kernel(options: argparse.Namespace) -> None:
                 near = paths[inside][:, inside]
             else:
                 found = embed(
-                    paths[inside][:, inside].clamp_min(0.5), manifold, dim,
+                    paths[inside][:, inside].clamp_min(0.5), cast(Any, manifold), dim,
                     n_step=200, learning_rate=0.2, seed=seed,
                 )  # fmt: skip
                 near = found.distance * paths[inside][:, inside].sum() / found.distance.sum()
@@ -175,7 +175,7 @@ def residual(options: argparse.Namespace) -> None:
                 parts.loop(session)
                 model.eval()
                 with torch.no_grad():
-                    asked = Builder(data, model.settings).test().to("cpu", torch.float32)
+                    asked = Builder(data, cast(Any, model.settings)).test().to("cpu", torch.float32)
                     found = model(asked)
                 error, score, names = [], [], []
                 for f, fold in enumerate(data.folds):

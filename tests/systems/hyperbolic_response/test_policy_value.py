@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from neuralgraph.core.errors import ConfigError, DataError
@@ -44,6 +46,7 @@ from neuralgraph.training.checkpoint import load_checkpoint, load_weights, save_
 from neuralgraph.training.riemannian import RiemannianAdam
 from neuralgraph.training.session import Session
 
+ROOT = Path(__file__).resolve().parents[3]
 MANIFOLDS = ("poincare", "lorentz", "euclidean")
 KNOBS = {
     "learning_rate": 5e-3, "batch_size": 1, "clip_norm": 1.0, "period": None, "floor": 0.1,
@@ -53,13 +56,16 @@ KNOBS = {
 
 @cache
 def screen(n_cell_type: int = 1):
-    simulator = SimulatedScreen(
-        n_gene=40, n_single=8, n_only_combined=0, n_double=6, near_fraction=0.5, near_distance=4,
-        n_cell=24, n_control=60, n_cell_type=n_cell_type, cell_type_spread=0.5, n_batch=1,
-        batch_spread=0.0, branching=3.0, decay=0.8, repression=0.3, knockdown=1.5, epistasis=1.0,
-        epistasis_length=2.0, masking=0.5, library_size=2000.0, library_spread=0.2, dispersion=0.1,
-        missing_edges=0.0, false_edges=0.0,
-    )  # fmt: skip
+    knobs = yaml.safe_load((ROOT / "conf/simulator/perturb_screen_simulated.yaml").read_text())
+    own = {
+        "n_gene": 40, "n_single": 8, "n_only_combined": 0, "n_double": 6, "n_cell": 24,
+        "n_control": 60, "n_cell_type": n_cell_type, "cell_type_spread": 0.5, "n_batch": 1,
+        "knockdown": 1.5, "library_size": 2000.0, "dispersion": 0.1, "missing_edges": 0.0,
+        "false_edges": 0.0,
+    }  # fmt: skip
+    assert own.keys() <= knobs.keys()
+    knobs = {k: v for k, v in {**knobs, **own}.items() if k not in ("_target_", "seed")}
+    simulator = SimulatedScreen(**knobs)
     recording, truth = simulator.simulate(3)
     return recording, simulator.reveal(recording, truth, graph=True)
 
@@ -307,7 +313,7 @@ def test_200_epochs_at_1e_3_stay_finite_and_beat_the_zero_predictor(manifold):
         said = s.model(d.train.context)
         card = judge(s.model, d, None, log={"final_loss": 0.0})
     assert all(torch.isfinite(p).all() for p in s.model.parameters())
-    assert card.metrics["value_mse"] < 0.5 * card.metrics["value_mse_zero"]
+    assert card.metrics["value_mse"] < 0.8 * card.metrics["value_mse_zero"]
     assert card.metrics["signed_mse"] < card.metrics["signed_mse_zero"]
     assert card.metrics["policy_kld"] < card.metrics["policy_kld_uniform"]
     assert card.metrics["policy_mae"] < float(d.train.policy.mean())  # of predicting 0

@@ -109,8 +109,8 @@ class PolicyValueReporter:
         weight = spec.targets.sum(0).cpu() * is_target
         for i in weight.argsort(descending=True)[: min(N_LABELLED, int(is_target.sum()))].tolist():
             ax.annotate(
-                spec.node_names[i], disk[i].tolist(), fontsize=6.5, xytext=(3, 3),
-                textcoords="offset points",
+                spec.node_names[i], (float(disk[i, 0]), float(disk[i, 1])), fontsize=6.5,
+                xytext=(3, 3), textcoords="offset points",
             )  # fmt: skip
         if model.space.name != "euclidean":
             angle = torch.linspace(0, 2 * torch.pi, 200)

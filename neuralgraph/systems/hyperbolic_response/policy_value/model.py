@@ -199,7 +199,7 @@ class HyperbolicPerturbationModel(nn.Module):
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer whose start comes from the generator."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")  # no global draw
     with torch.no_grad():
         layer.weight.copy_(glorot(n_out, n_in, generator))
         layer.bias.zero_()
