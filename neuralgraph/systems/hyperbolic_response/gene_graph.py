@@ -188,14 +188,18 @@ def correlation_graph(
             f"a correlation graph needs 10 control cells or more, got {expression.shape[0]}: use "
             "dataset.graph=trrust or string"
         )
-    centred = expression.double() - expression.double().mean(0)
+    centred = expression - expression.mean(0)
     scale = centred.norm(dim=0)
-    unit = torch.where(scale > 0, centred / scale.clamp_min(1e-300), torch.zeros_like(centred))
-    r = unit.T @ unit
-    pair = (r.abs() >= threshold).triu(1).nonzero()
+    unit = torch.where(scale > 0, centred / scale.clamp_min(1e-30), torch.zeros_like(centred))
+    pairs, values = [], []
+    for first in range(0, unit.shape[1], 1024):  # all pairs at once would be genes² numbers
+        r = unit[:, first : first + 1024].T @ unit[:, first:]
+        found = (r.abs() >= threshold).triu(1).nonzero()
+        pairs.append(found + first)
+        values.append(r[found[:, 0], found[:, 1]])
+    pair, value = torch.cat(pairs), torch.cat(values).float()
     place = {name: i for i, name in enumerate(names)}
     node = torch.tensor([place[gene] for gene in genes], dtype=torch.long)
-    value = r[pair[:, 0], pair[:, 1]].float()
     ends = node[pair].T
     return GeneGraph(
         tuple(names),

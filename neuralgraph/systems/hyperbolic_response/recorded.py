@@ -152,8 +152,8 @@ class RecordedScreen:
         name_of = {}
         for key, genes in targets.items():
             joined = self.control_label if not genes else "+".join(genes)
-            if target_map is not None and key in target_map:
-                joined = key
+            if any(weight != 1 for weight in genes.values()):
+                joined = key  # a weighted effect is no combination of its genes
             name_of[key] = canonical.setdefault(tuple(sorted(genes.items())), joined)
         targets = {name_of[key]: genes for key, genes in targets.items()}
         label = np.array([name_of.get(key, key) for key in label], dtype=object)
@@ -249,7 +249,7 @@ class RecordedScreen:
         found = {}
         for label in labels:
             if target_map is not None and label in target_map and label != self.control_label:
-                found[label] = dict(target_map[label])
+                found[label] = dict(sorted(target_map[label].items()))
             else:
                 genes = targets_of(label, self.control_label, separator)
                 found[label] = {gene: 1.0 for gene in genes}

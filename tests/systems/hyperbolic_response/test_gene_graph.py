@@ -130,6 +130,20 @@ def test_correlation_links_genes_that_move_together():
         correlation_graph(("a",), ("a",), x[:5, :1], 0.5)
 
 
+def test_blocks_of_genes_give_the_same_correlations():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(30, 1100, generator=generator)
+    x[:, 1090] = x[:, 3] + 0.1 * x[:, 1090]
+    names = tuple(f"g{i}" for i in range(1100))
+    graph = correlation_graph(names, names, x, 0.6)
+    r = torch.corrcoef(x.T.double()).triu(1)
+    expected = (r.abs() >= 0.6).nonzero()
+    assert torch.equal(graph.edge_index.T, expected) and [3, 1090] in expected.tolist()
+    torch.testing.assert_close(
+        graph.weight.double(), r[expected[:, 0], expected[:, 1]].abs(), atol=1e-5, rtol=0
+    )
+
+
 def test_identity_has_no_edge_and_a_simulator_must_reveal():
     assert torch.equal(identity_graph(NAMES).adjacency(), torch.eye(4))
     with pytest.raises(DataError, match=r"prior\.graph=true"):

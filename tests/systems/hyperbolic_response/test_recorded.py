@@ -75,9 +75,10 @@ def test_guides_become_genes(make_cells, read):
 
 def test_a_map_names_the_genes_of_guides_with_weights(make_cells, read, tmp_path):
     path = tmp_path / "map.csv"
-    path.write_text("guide,gene,weight\nk1,G0,1\nk1,G3,3\nk2,G1,1\n")
-    recording = read(make_cells(("control", "k1", "k2")), target_map=str(path))
+    path.write_text("guide,gene,weight\nk1,G0,1\nk1,G3,3\nk2,G1,1\nk3,G1,2\n")
+    recording = read(make_cells(("control", "k1", "k2", "k3")), target_map=str(path))
     facts = recording.provenance
+    assert facts["conditions"] == ["control", "G1", "k1"], "two guides of one gene are one"
     row = facts["conditions"].index("k1")
     assert facts["targets"][row] == ["G0", "G3"]
     assert facts["target_weights"][row] == [0.25, 0.75]
