@@ -35,7 +35,7 @@ def response_distance(known: Known) -> Tensor:
     return (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
 
 
-def disk_map(distance: Tensor, *, radius: float = 2.5, n_step: int = 400) -> Tensor:
+def disk_map(distance: Tensor, *, radius: float = 2.5, n_step: int = 250) -> Tensor:
     """Points in the Poincaré disk whose geodesic distances match a table, up to a scale.
 
     Args:
@@ -54,7 +54,7 @@ def disk_map(distance: Tensor, *, radius: float = 2.5, n_step: int = 400) -> Ten
     noise = torch.randn(n, 2, generator=torch_generator(0, "disk map"), dtype=torch.float64)
     tangent = (start.flip(1) + 1e-2 * noise).requires_grad_()
     space = geometry("poincare", learnable=False)
-    step = torch.optim.Adam([tangent], lr=0.03)
+    step = torch.optim.Adam([tangent], lr=0.05)
     pair = torch.triu_indices(n, n, 1)
     for _ in range(n_step):
         step.zero_grad()

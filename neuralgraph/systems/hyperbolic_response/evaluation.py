@@ -435,9 +435,16 @@ def _plain(value: Tensor) -> float | None:
 
 
 def judge(
-    model: ResponseModel, builder: Builder, *, subgroup: str | None, fdr: float
+    model: ResponseModel, builder: Builder, *, subgroup: str | None, fdr: float | None
 ) -> Judged:
-    """Predictions and measurements of every test perturbation, in all forms."""
+    """Predictions and measurements of every test perturbation, in all forms.
+
+    Args:
+        model: Trained.
+        builder: Of its data.
+        subgroup: What is scored, as in :class:`ResponseEvaluator`.
+        fdr: Of differential expression; ``None``: it is not asked for.
+    """
     data = builder.data
     tasks = builder.test()
     weight = model.weight["embed"]
@@ -471,8 +478,9 @@ def judge(
     judged.is_scored = torch.tensor(is_scored)
     for form in range(builder.n_form):
         _fill(judged, builder, predicted, tasks, form)
-    for disjoint in (False, True):
-        judged.is_de.append(_differential(judged, data, "truth" if disjoint else "all", fdr))
+    if fdr is not None:
+        halves = ("all", "truth")
+        judged.is_de = [_differential(judged, data, half, fdr) for half in halves]
     return judged
 
 

@@ -324,7 +324,7 @@ class ResponseModel(nn.Module):
     def consider(self, tasks: Tasks) -> Tensor:
         """Keep the weights of each form, fold and group where held-out questions are served better.
 
-        Better: the gain over the weights kept so far exceeds its standard error over questions.
+        Better: by a paired one-sided t-test at 5 % over questions, against the weights kept so far.
 
         Args:
             tasks: Training questions.
@@ -337,7 +337,8 @@ class ResponseModel(nn.Module):
             before = _relative_error(tasks, _held_out(tasks, self.members(tasks, self.kept(group))))
             wanted = tasks.is_real & (tasks.is_full == (group == "full"))
             mean, error = _mean_and_error(before - now, wanted)
-            which = (mean > error)[..., None].expand(-1, -1, self.n_member).flatten()
+            needed = error * _t_quantile(wanted.sum(-1))
+            which = (mean > needed)[..., None].expand(-1, -1, self.n_member).flatten()
             for name, value in self.weight.items():
                 self.get_buffer(f"{group}_{name}")[which] = value.detach()[which]
         return _mean_and_error(now, tasks.is_real)[0]
@@ -397,6 +398,15 @@ def _mean_and_error(values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     apart = ((values - mean[..., None]).square() * share).sum(-1)
     error = (apart / (n * (n - 1)).clamp_min(1)).sqrt()
     return mean, torch.where(n > 1, error, torch.inf)
+
+
+def _t_quantile(n: Tensor) -> Tensor:
+    """95 % quantile of Student's t for samples of n, infinite below two; the shape of ``n``."""
+    from scipy import stats
+
+    count = n.cpu()
+    value = torch.from_numpy(stats.t.ppf(0.95, (count - 1).clamp_min(1).numpy()))
+    return torch.where(count > 1, value, torch.inf).to(n.device)
 
 
 def _gate(left: Tensor, residual: Tensor, weight: Tensor) -> Tensor:

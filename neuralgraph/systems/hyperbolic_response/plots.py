@@ -52,6 +52,14 @@ class ResponseReporter:
 
     def __init__(self, *, n_ranked: Count, n_shown: Count, highlight: list[str]) -> None:
         self.n_ranked, self.n_shown, self.highlight = n_ranked, n_shown, highlight
+        self._judged: tuple[ResponseModel, ResponseData, Judged] | None = None
+
+    def judged(self, model: ResponseModel, data: ResponseData) -> Judged:
+        """Predictions and measurements, made once for figures and products."""
+        if self._judged is None or self._judged[0] is not model or self._judged[1] is not data:
+            builder = Builder(data, model.settings)
+            self._judged = (model, data, judge(model, builder, subgroup=None, fdr=None))
+        return self._judged[2]
 
     def figures(
         self,
@@ -66,8 +74,7 @@ class ResponseReporter:
 
         out = folder / "figures"
         out.mkdir(exist_ok=True)
-        builder = Builder(data, model.settings)
-        judged = judge(model, builder, subgroup=None, fdr=0.05)
+        judged = self.judged(model, data)
         with style.house():
             figure = style.canvas(style.WIDTH, 0.9 + 0.3 * (1 + len(BASELINES)))
             forest(figure, scorecard)
@@ -87,7 +94,7 @@ class ResponseReporter:
                     "Filled: ours; open: the reference baseline; grey tick: the split-half ceiling "
                     "of that perturbation, below which none can be told apart from noise.",
                 )  # fmt: skip
-            scored = set(r["perturbation"] for r in scorecard.facts.get("by_perturbation", []))
+            scored = {r["perturbation"] for r in rows}
             order = judged.truth[0].square().sum(1).argsort(descending=True).tolist()
             order.sort(key=lambda i: judged.names[i] not in scored)  # stable: scored ones first
             shown = order[: self.n_shown]
@@ -161,7 +168,7 @@ class ResponseReporter:
         store: Mapping[str, Any],
     ) -> Iterator[Product]:
         """``predictions.csv`` and ``scores_by_perturbation.csv``."""
-        judged = judge(model, Builder(data, model.settings), subgroup=None, fdr=0.05)
+        judged = self.judged(model, data)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         head = ("perturbation", "gene", "predicted", "std", "baseline", "measured")
