@@ -53,8 +53,8 @@ class PolicyValueReporter:
             yield style.save(
                 figure, out / "disk.png",
                 "Genes in the plane" if flat else "Genes in the Poincaré disk",
-                "Encoded genes along the two widest directions of the tangent space at the "
-                "origin; colour: predicted sensitivity; rings: perturbed genes.",
+                "Encoded genes, seen from their midpoint along its two widest directions; colour: "
+                "predicted sensitivity; rings: perturbed genes.",
             )  # fmt: skip
 
             order = held_out.argsort(descending=True)[:N_GENE_SHOWN]
@@ -145,10 +145,12 @@ class PolicyValueReporter:
 def in_disk(model: HyperPerturbModel, points: Tensor) -> Tensor:
     """Two coordinates in the unit disk for points of any dimension, ``(n, 2)``.
 
-    Tangent vectors at the origin are rotated onto their two widest directions; the exponential map
-    of those two brings them back, so radii are those of the space seen from the origin.
+    The space is moved so that the midpoint of the points lies at the origin (an isometry). Tangent
+    vectors there are turned onto their two widest directions, and the exponential map of those two
+    brings them back: radii are those of the space, seen from the midpoint.
     """
-    tangent = model.space.logmap0(points)
+    space = model.space
+    middle = space.midpoint(points, torch.ones(1, len(points), dtype=points.dtype))
+    tangent = space.logmap0(space.add(space.negate(middle).expand_as(points), points))
     _, _, axes = torch.linalg.svd(tangent - tangent.mean(0), full_matrices=False)
-    flat = tangent @ axes[:2].T
-    return model.space.disk(model.space.expmap0(flat))
+    return space.disk(space.expmap0(tangent @ axes[:2].T))
