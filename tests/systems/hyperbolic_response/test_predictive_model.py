@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
@@ -21,30 +23,33 @@ from neuralgraph.systems.hyperbolic_response.simulator import SimulatedScreen
 from neuralgraph.systems.hyperbolic_response.tasks import Builder
 from neuralgraph.training.session import Session
 
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def menu(group: str, stem: str, **changed: Any) -> dict[str, Any]:
+    """Arguments of a stem, with some of them changed."""
+    stored = yaml.safe_load((CONF / group / f"{stem}.yaml").read_text())
+    plain = {k: v for k, v in stored.items() if not k.startswith("_") and k != "seed"}
+    assert not set(changed) - set(plain), "an argument that the stem does not have"
+    return {**plain, **changed}
+
 
 @lru_cache
 def screen(n_single: int = 12, n_double: int = 26) -> tuple[Recording, Any]:
     simulator = SimulatedScreen(
-        n_gene=60, n_single=n_single, n_only_combined=0, n_double=n_double, near_fraction=0.7,
-        near_distance=4, n_cell=40, n_control=120, n_cell_type=1, cell_type_spread=0.3, n_batch=1,
-        batch_spread=0.0, branching=2.0, decay=0.8, repression=0.3, knockdown=1.2,
-        epistasis=1.5, epistasis_length=2.0, masking=0.7,
-        library_size=3000.0, library_spread=0.3, dispersion=0.2, missing_edges=0.0, false_edges=0.0,
+        **menu(
+            "simulator", "perturb_screen_simulated", n_gene=60, n_single=n_single,
+            n_double=n_double, n_cell=40, n_control=120, n_batch=1, branching=2.0,
+        )
     )  # fmt: skip
     recording, truth = simulator.simulate(3)
     return recording, simulator.reveal(recording, truth, graph=True)
 
 
 def cut(recording: Recording, given: Any, **changed: Any) -> ResponseData:
-    settings: dict[str, Any] = {
-        "split": "combination", "fold": "all", "n_fold": 2, "seed_of_split": 0,
-        "n_control_split": 1, "n_top_genes": None, "min_cells_per_gene": 0, "target_sum": 1e4,
-        "reference": "cell_type", "validation_fraction": 0.0, "unseen_single_fraction": 0.0,
-        "max_order": None,
-        "graph": "simulator", "graph_path": None, "graph_names_path": None,
-        "graph_threshold": None, "graph_bridges": 0, "allow_isolated": False,
-    }  # fmt: skip
-    return ResponseData(recording, given, **{**settings, **changed}).astype(torch.float32)
+    asked = {"n_fold": 2, "n_control_split": 1, "validation_fraction": 0.0, **changed}
+    settings = menu("dataset", "hyperbolic_response_simulated", **asked)
+    return ResponseData(recording, given, **settings).astype(torch.float32)
 
 
 def build(
