@@ -36,6 +36,7 @@ from neuralgraph.numerics.identifiability import (
     determined,
     groups,
 )
+from neuralgraph.numerics.nuisance import Learned, Nuisance, learned_root
 
 DETERMINED, COMBINATION, UNDETERMINED = "determined", "combination", "undetermined"
 STATUSES = (DETERMINED, COMBINATION, UNDETERMINED)
@@ -129,6 +130,8 @@ class Problem:
             and its sensitivities, for models that are not linear in them; ``None``: linear.
         interpret: Turns the analysis into rows of the table where what was analysed (products,
             say) is not what the user asked for; ``None``: one row for each parameter.
+        run: Run of each frame, ``(n_frame,)`` long, or ``None``: residuals count as independent.
+        nuisance: What else is learned from the same data, or ``None``.
     """
 
     parameters: Parameters
@@ -146,6 +149,8 @@ class Problem:
     rhs: Callable[[Tensor], Tensor] | None = None
     evaluate: Callable[[Tensor], tuple[Tensor, Sequence[Equation]]] | None = None
     interpret: Callable[[Analysis], list[Row]] | None = None
+    run: Tensor | None = None
+    nuisance: Nuisance | None = None
 
     @property
     def n_frame(self) -> int:
@@ -254,6 +259,8 @@ class Analysis:
         gap: Smallest kept over largest dropped value of the spectrum; infinite where none was
             dropped or all that were dropped are 0.
         components: The parts.
+        held_error: ``standard_error`` with what else is learned held at its fit, ``(n_par,)``.
+        learned: What that adds, or ``None`` where nothing else is learned.
     """
 
     problem: Problem
@@ -266,6 +273,8 @@ class Analysis:
     rank: int
     gap: float
     components: tuple[Component, ...] = field(repr=False)
+    held_error: Tensor = field(repr=False)
+    learned: Learned | None = field(repr=False, default=None)
 
     @property
     def n_par(self) -> int:
@@ -338,6 +347,12 @@ def analyse(problem: Problem, noise: Noise, *, rtol: float) -> Analysis:
     size = row_size(problem.size)
     components = _components(problem.design, n_par, size, rtol)
     error = torch.full((n_par,), math.nan, dtype=torch.float64)
+    held = error.clone()
+    learned = None
+    if problem.nuisance is not None:
+        learned = learned_root(
+            problem.nuisance, problem.design, components, noise, n_par, problem.residual
+        )
     status = [UNDETERMINED] * n_par
     combinations: list[Combination] = []
     spectrum: list[Tensor] = []
@@ -358,6 +373,9 @@ def analyse(problem: Problem, noise: Noise, *, rtol: float) -> Analysis:
         root = _root_covariance(part, sd / size)
         length = space.length
         alone = determined(space)
+        held[part.index[alone]] = root[alone].norm(dim=1) / length[alone]
+        if learned is not None:
+            root = torch.cat([root, learned.root[part.index] * length[:, None]], 1)
         for i in alone.nonzero().flatten().tolist():
             at = int(part.index[i])
             status[at] = DETERMINED
@@ -381,6 +399,8 @@ def analyse(problem: Problem, noise: Noise, *, rtol: float) -> Analysis:
         rank=rank,
         gap=gap,
         components=components,
+        held_error=held,
+        learned=learned,
     )
 
 
@@ -406,8 +426,10 @@ def relative_noise(problem: Problem, fraction: float) -> Noise:
 def residual_noise(problem: Problem) -> Noise:
     """Noise as the residual of a fit shows it, with one degree of freedom less for each unknown.
 
-    Unknowns that appear in several equations count in each in part. Residuals at rounding give
-    standard errors at rounding.
+    Unknowns that appear in several equations count in each in part. Residuals that resemble their
+    neighbours in a run (a misfit, smoothed derivatives) count as fewer: their deviation is enlarged
+    by the root of the frames that carry as much as one independent frame. Residuals at rounding
+    give standard errors at rounding.
 
     Raises:
         ValueError: the problem has no residual.
@@ -423,8 +445,54 @@ def residual_noise(problem: Problem) -> Noise:
         n_unknown[one.variable] += float((1 / uses[one.columns]).sum())
     free = (left.shape[0] - n_unknown).clamp_min(1)
     sd = (left.square().sum(0) / free).sqrt()
+    source = "residual of the fit, for each variable"
+    if problem.run is not None:
+        alike = alike_frames(left, problem.run)
+        sd = sd * alike.sqrt()
+        middle = float(alike.median())
+        if middle > 1.5:
+            source += (
+                f"; neighbouring residuals are alike, so that {middle:.2g} frames (median) count "
+                "as one"
+            )
     floor = torch.finfo(torch.float64).eps * row_size(problem.size)
-    return Noise(torch.maximum(sd, floor), "residual of the fit, for each variable")
+    return Noise(torch.maximum(sd, floor), source)
+
+
+def alike_frames(left: Tensor, run: Tensor, n_lag: int = 64) -> Tensor:
+    r"""Frames that carry as much as one independent frame, >= 1, ``(n_var,)``.
+
+    $1 + 2 \sum_l \rho_l$ over the lags within runs, up to the first that is not positive.
+
+    Args:
+        left: Residuals ``(n_frame, n_var)``, frames of a run in order.
+        run: Run of each frame, ``(n_frame,)``.
+        n_lag: Largest lag.
+    Source:
+        Initial positive sequence, Geyer (1992).
+
+    >>> run = torch.arange(40).repeat_interleave(10)
+    >>> alternating = torch.tensor([1.0, -1.0]).repeat(200)[:, None]
+    >>> float(alike_frames(alternating, run))
+    1.0
+    >>> steps = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(10)[:, None]
+    >>> float(alike_frames(steps, run))
+    10.0
+    """
+    power = left.square().mean(0).clamp_min(1e-300)
+    total = torch.ones_like(power)
+    is_open = torch.ones_like(power, dtype=torch.bool)
+    n_frame = left.shape[0]
+    for lag in range(1, min(n_lag, n_frame - 1) + 1):
+        same = run[lag:] == run[:-lag]
+        n_pair = int(same.sum())
+        if n_pair < 32:
+            break
+        # what a lag has in pairs, relative to all frames: 1 - lag / length of a run
+        rho = (left[lag:] * left[:-lag])[same].sum(0) / n_frame / power
+        is_open &= rho > 0
+        total += torch.where(is_open, 2 * rho, torch.zeros_like(rho))
+    return total.clamp_max(n_frame / 2)
 
 
 def factor_of(equation: Equation, cache: dict[int, Tensor]) -> Tensor:

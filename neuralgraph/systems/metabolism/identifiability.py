@@ -10,6 +10,7 @@ $g_j = \prod c^{p\,s}$ may be counted among the unknowns.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from neuralgraph.numerics.information import (
     relative,
     several,
 )
+from neuralgraph.numerics.nuisance import Nuisance
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData, MetabolismSpec
 from neuralgraph.systems.metabolism.evaluation import (
@@ -46,11 +48,12 @@ from neuralgraph.systems.metabolism.kinetics import (
     law_of_truth,
     network_of_truth,
 )
+from neuralgraph.systems.metabolism.law_directions import is_power_law, law_directions, why_not
 
 if TYPE_CHECKING:
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
-LAWS = ("known", "power")
+LAWS = ("known", "power", "learned")
 SMALLEST_CONCENTRATION = 1e-8
 """Floor under the concentration where its logarithm is taken, mM."""
 N_FRAME_AT_ONCE = 512
@@ -74,7 +77,10 @@ class MetabolismIdentifiability:
             fixes the scale between a column of S and its rate constant.
         max_coefficient: Largest integer the gauge considers.
         law: ``known``: the shape of the rates counts as known. ``power``: the exponent p of a
-            power law is one more unknown (mass action, S given).
+            power law is one more unknown (mass action, S given); after training a law that is no
+            power law counts as ``learned``. ``learned``: the weights of the law count among the
+            unknowns wherever the model has learned it
+            (:mod:`neuralgraph.systems.metabolism.law_directions`).
     Raises:
         ConfigError: an unknown law.
     """
@@ -91,7 +97,7 @@ class MetabolismIdentifiability:
         law: str,
     ) -> None:
         if law not in LAWS:
-            raise ConfigError(f"identifiability.law must be {' or '.join(LAWS)}, got '{law}'")
+            raise ConfigError(f"identifiability.law must be {', '.join(LAWS)}, got '{law}'")
         self.rtol = rtol
         self.noise_relative = noise_relative
         self.precise_below = precise_below
@@ -132,7 +138,10 @@ class MetabolismIdentifiability:
         spec = data.spec
         given_s, given_k = is_stoichiometry_given(data), spec.log_k is not None
         has_power = self.law == "power"
-        if has_power and not (given_s and model.kinetics == "mass_action"):
+        if is_fitted and has_power and given_s and model.kinetics == "mass_action":
+            # where training has found another law, its weights take the place of p
+            has_power = is_power_law(model, data.train.concentration.detach().cpu().double())
+        elif has_power and not (given_s and model.kinetics == "mass_action"):
             raise ConfigError(
                 "identifiability.law=power is for mass action with the stoichiometry given: set "
                 "identifiability.law=known"
@@ -143,17 +152,12 @@ class MetabolismIdentifiability:
         assumed = list(point.assumed)
         if columns.has_lines:
             assumed.append("homeostasis is a line in c for each metabolite")
-        if not has_power:
-            learned = is_fitted and model.kinetics == "learned_rate"
-            assumed.append(
-                f"the shape of the rates is that of {point.law}"
-                + (
-                    "; it was learned from the same data, so that the standard errors of rate "
-                    "constants leave out what the shape can still move, and are too small"
-                    if learned
-                    else ""
-                )
-            )
+        nuisance = None
+        if self.law == "learned" or (is_fitted and not has_power and self.law == "power"):
+            nuisance, why = _law_nuisance(point, model, data, columns, is_fitted=is_fitted)
+            assumed += why
+        if not has_power and nuisance is None:
+            assumed.append(f"the shape of the rates is that of {point.law}")
         if not given_s and not given_k:
             assumed.append(
                 "coefficients are integers without a common factor: they fix the scale between a "
@@ -204,7 +208,45 @@ class MetabolismIdentifiability:
             rhs=columns.flow,
             evaluate=columns.evaluator(state, base) if has_power else None,
             interpret=None if given_s or given_k else through_products,
+            run=run,
+            nuisance=nuisance,
         )
+
+
+def _law_nuisance(
+    point: _Point,
+    model: Metabolism_Propagation,
+    data: MetabolismData,
+    columns: _Columns,
+    *,
+    is_fitted: bool,
+) -> tuple[Nuisance | None, list[str]]:
+    """Directions of the learned law as they act on dc/dt, and what there is to say of them."""
+    if point.network is None:
+        return None, []
+    lower = "so that the standard errors leave out what the law can still move: lower bounds"
+    n_frame = len(data.train)
+    largest = max((e.numel() for e in columns.edges_of), default=0) + 2 * columns.has_lines
+    why = why_not(point.network, n_frame, largest)
+    if why:
+        return None, [f"the law was learned and counts as known ({why}), {lower}"]
+    found = law_directions(point.network, data)
+    if found is None:
+        return None, []
+    frames, slope = found
+    inputs = data.train.inputs
+    u = None if inputs is None else inputs.detach().cpu().double()[frames]
+    state = data.train.concentration.detach().cpu().double()[frames]
+    flux = point.rates(state, u) * point.k
+    dense = torch.zeros(columns.n_met, columns.n_rxn, dtype=torch.float64)
+    dense.index_put_((columns.met, columns.rxn), point.sto_all, accumulate=True)
+    change = torch.stack([(dense * v) @ along for v, along in zip(flux, slope, strict=True)])
+    where = "the fit" if is_fitted else "their values at this point"
+    return Nuisance(frames, change, columns.tie()), [
+        f"the law counts as unknown in {slope.shape[2]} directions of its weights, near {where}, "
+        "each with a normal prior of the size of its layer's weights",
+        "further experiments are scored with the law as it is",
+    ]
 
 
 # -- the point of linearisation -------------------------------------------------------------------
@@ -223,6 +265,7 @@ class _Point:
         law: The rate law in words.
         additive: Mean external input added to dc/dt, or ``None``.
         assumed: Sentences.
+        network: The model whose networks the law is, or ``None`` where it is a formula.
     """
 
     rates: Callable[[Tensor, Tensor | None], Tensor]
@@ -234,6 +277,7 @@ class _Point:
     law: str
     additive: Tensor | None
     assumed: tuple[str, ...]
+    network: Metabolism_Propagation | None = None
 
 
 def _mean_inputs(data: MetabolismData) -> Tensor | None:
@@ -287,6 +331,7 @@ def _at_model(
         law=law,
         additive=mean if spec.input_mode == "additive" else None,
         assumed=(),
+        network=None if is_power else model,
     )
 
 
@@ -335,7 +380,35 @@ def _at_truth(model: Metabolism_Propagation, data: MetabolismData, truth: Truth)
         law="the simulator",
         additive=mean if spec.input_mode == "additive" else None,
         assumed=tuple(assumed),
+        network=_with_true_weights(model, truth),
     )
+
+
+def _with_true_weights(
+    model: Metabolism_Propagation, truth: Truth
+) -> Metabolism_Propagation | None:
+    """The model with the networks of the truth, where theirs have the same shapes."""
+    if model.kinetics != "learned_rate" or truth.facts["rate_law"] != "learned_rate":
+        return None
+    result = copy.deepcopy(model)
+    for name in ("msg_mlp", "rate_mlp"):
+        net = getattr(result, name)
+        for key, value in net.named_parameters():
+            true = truth.parameters.get(f"{name}.{key}")
+            if true is None or true.shape != value.shape:
+                return None
+            value.copy_(true)
+        net[0].weight.div_(net.input_scale.to(net[0].weight))
+    network = network_of_truth(truth)
+    for part in ("sub", "all"):
+        moved = result._parameters.get(f"sto_{part}")
+        if moved is not None:
+            dense = torch.zeros(result.n_met, result.n_rxn, dtype=moved.dtype)
+            at = getattr(network, f"met_{part}"), getattr(network, f"rxn_{part}")
+            dense[at] = getattr(network, f"sto_{part}").to(moved.dtype)
+            edges = getattr(result, f"met_{part}").cpu(), getattr(result, f"rxn_{part}").cpu()
+            moved.copy_(dense[edges])
+    return result
 
 
 def _orders(model: Metabolism_Propagation, spec: MetabolismSpec) -> Tensor:
@@ -456,6 +529,17 @@ class _Columns:
         count = torch.bincount(self.met, minlength=self.n_met)
         self.edges_of = order.split(count.tolist())
 
+    def tie(self) -> Tensor | None:
+        """What moves freely beside the law where integers hold the columns of S: k and lines."""
+        if self.edge_column is None or self.parameters.group[:1] != (PRODUCT,):
+            return None
+        n_edge = self.met.numel()
+        n_line = len(self.parameters) - n_edge
+        tie = torch.zeros(n_edge + n_line, self.n_rxn + n_line, dtype=torch.float64)
+        tie[torch.arange(n_edge), self.rxn] = self.point.sto_all
+        tie[n_edge:, self.n_rxn :] = torch.eye(n_line, dtype=torch.float64)
+        return tie
+
     def base(self, c: Tensor, inputs: Tensor | None) -> Tensor:
         """Regressors: rates at k = 1, ones, concentrations, slopes along p."""
         g = self.point.rates(c, inputs)
@@ -565,6 +649,7 @@ def _through_products(
     edges_of_rxn: list[list[int]] = [[] for _ in range(spec.n_rxn)]
     for e, j in enumerate(columns.rxn.tolist()):
         edges_of_rxn[j].append(e)
+    law = analysis.learned
     rows: list[Row] = []
     rate_rows: list[Row] = []
     for j, edges in enumerate(edges_of_rxn):
@@ -576,9 +661,12 @@ def _through_products(
         weight = 0.0
         if scale_known:
             for e in nonzero:
-                error = float(analysis.standard_error[e])
+                error = float(analysis.held_error[e])
                 weight += (float(sto[e]) / error) ** 2 if error > 0 else math.inf
         k_error = math.sqrt(1 / weight) if weight > 0 else None
+        if k_error is not None and law is not None:
+            own = min(k_error, float(law.free_error[j]))
+            k_error = math.hypot(own, float(law.free_root[j].norm()))
         texts = [p.name[e] for e in nonzero if analysis.status[e] == DETERMINED]
         texts += [c.text for e in nonzero for c in of.get(e, [])]
         for e in edges:
@@ -594,7 +682,11 @@ def _through_products(
                         + ("; integers may still tell them apart" if integer else ""))
                 )  # fmt: skip
             elif scale_known:
-                error = float(analysis.standard_error[e]) / float(k[j])
+                error = float(analysis.held_error[e])
+                if law is not None:  # what the law does to k is in every edge of the column
+                    moved = law.root[e] - value * law.free_root[j]
+                    error = math.hypot(error, float(moved.norm()))
+                error = error / float(k[j])
                 sure = integer_confidence(error)
                 note = f"up to the integer scale of its column; right integer with {sure:.4f}"
                 rows.append(
@@ -615,7 +707,7 @@ def _through_products(
             value = float(k[j])
             rate_rows.append(
                 Row(name, K, DETERMINED, "", value, k_error, relative(k_error, value),
-                    "given the integers of its column")
+                    f"given the integers of {'its column' if law is None else 'all columns'}")
             )  # fmt: skip
         elif acting and nonzero:
             note = "scale of its column: S·a, k/a" if all_known else "its column of S is open"

@@ -111,7 +111,9 @@ def fit_joint(
     if data.has_homeostasis:
         covariance = line_covariance(whole, v, fit, at)
     log_k = positive_rate_constants(fit).log10()
-    deviation = standard_errors(whole, v, fit)[: data.n_rxn] / (fit.k.abs() * math.log(10))
+    features = law.features(data) if len(data.order) else []
+    error = standard_errors(whole, v, fit, features)[: data.n_rxn]
+    deviation = error / (fit.k.abs() * math.log(10))
     return JointFit(law, log_k, fit.line, covariance, at, fit.score, deviation)
 
 

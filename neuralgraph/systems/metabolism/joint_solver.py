@@ -217,16 +217,20 @@ def line_covariance(solver: Solver, v: Tensor, fit: LinearFit, at: float) -> Ten
     return covariance
 
 
-def standard_errors(solver: Solver, v: Tensor, fit: LinearFit) -> Tensor:
+def standard_errors(
+    solver: Solver, v: Tensor, fit: LinearFit, features: Sequence[Tensor] = ()
+) -> Tensor:
     """Standard errors of a solution, in the order of its normal equations.
 
     As in :func:`line_covariance` each metabolite's errors have a size and a correlation in time of
-    their own (sandwich). The law counts as known.
+    their own (sandwich). The coefficients of the law count among the unknowns.
 
     Args:
         solver: The solver that found it.
         v: Rates at k = 1 at every frame, ``(n_frame, n_rxn)``.
         fit: The solution.
+        features: Change of log rates along each coefficient of the law, ``(n_frame, n_rxn)`` each;
+            none: the law counts as known.
 
     Returns:
         Of ``[k, intercepts, slopes]`` (k alone without homeostasis), infinite where the data
@@ -235,9 +239,24 @@ def standard_errors(solver: Solver, v: Tensor, fit: LinearFit) -> Tensor:
     Source:
         Huber (1967); Newey & West (1987).
     """
+    data = solver.data
     error = fit.left.square().mean(0) * correlated_frames(fit.left)
-    middle = solver.gram(solver.data.averaged(v), solver.weight.square() * error)
+    at = data.averaged(v)
+    middle = solver.gram(at, solver.weight.square() * error)
     bread = fit.inverse(torch.eye(fit.gram.shape[0], dtype=fit.gram.dtype))
     variance = ((bread @ middle) * bread).sum(1).clamp_min(0)
+    if len(features):
+        # directions of the law with everything linear projected out, and how the linear follows
+        kv = v * fit.k
+        tangent = [data.averaged(kv * q) @ data.sto_all.T for q in features]
+        follow = fit.inverse(torch.stack([solver.moment(at, d) for d in tangent], dim=1))
+        apart = torch.stack(
+            [d - solver.prediction(f, at) for d, f in zip(tangent, follow.T, strict=True)]
+        )
+        flat = (apart * solver.weight.sqrt()).flatten(1)
+        inverse = scaled_inverse(flat @ flat.T, ridge=1e-9)
+        spread = (apart * (solver.weight * error.sqrt())).flatten(1)
+        of_law = inverse(inverse(spread @ spread.T).T)
+        variance = variance + ((follow @ of_law) * follow).sum(1).clamp_min(0)
     is_known = determined(null_space_of_gram(fit.gram, rtol=NULL))
     return torch.where(is_known, variance.sqrt(), torch.full_like(variance, float("inf")))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from itertools import product
 
@@ -210,7 +211,7 @@ def test_integers_fix_the_scale_except_where_rates_are_proportional():
 
 def test_errors_of_s_are_those_of_the_product_over_k():
     data, truth = network_case()
-    found = analysis_of(data, truth, drawn(data))
+    found = analysis_of(data, truth, drawn(data), identifier=part(law="known"))
     rows = rows_of(found)
     k = 10 ** truth.parameters["log_k"]
     names = found.problem.parameters.name
@@ -273,6 +274,46 @@ def test_a_fitted_model_shows_its_noise_and_its_values():
     assert torch.allclose(estimate.double(), 10 ** truth.parameters["log_k"], rtol=1e-6)
 
 
+def test_a_learned_law_widens_the_errors_and_a_power_law_has_one_direction():
+    data, truth = network_case(n_rxn=10, n_run=60)
+    model = drawn(data)
+    known = analysis_of(data, truth, model, identifier=part(law="known"))
+    found = analysis_of(data, truth, model)
+    assert found.status == known.status
+    assert torch.allclose(found.held_error, known.standard_error, equal_nan=True)
+    alone = found.is_determined()
+    assert bool((found.standard_error >= known.standard_error)[alone].all())
+    assert any("directions of its weights" in text for text in found.problem.assumed)
+    names = data.spec.reaction_names
+    one, two = rows_of(known), rows_of(found)
+    law, k = found.learned, 10 ** truth.parameters["log_k"]
+    for j, name in enumerate(names):
+        # with every column at its integers k alone is better known than from its own edges
+        own = min(float(law.free_error[j] / k[j]), one[f"k({name})"].relative_error)
+        moved = float(law.free_root[j].norm() / k[j])
+        error = two[f"k({name})"].relative_error
+        assert error == pytest.approx(math.hypot(own, moved), rel=1e-6) and error > own
+        # the scale f a, k / a is no direction: errors stay finite and small
+        assert error < 1
+    assert "the integers of all columns" in two[f"k({names[0]})"].note
+
+    cycles, truth = simulated("metabolism_oscillatory", 5, {**CYCLES, "n_rxn": 6})
+    model = model_for(cycles)
+    with torch.no_grad():
+        model.MLP_sub.power.fill_(1.0)
+        model.MLP_sub.net.last.weight.zero_()
+    for law in ("learned", "power"):
+        problem = part(law=law).problem(model, cycles, None, is_fitted=True)
+        if law == "learned":
+            assert problem.nuisance.slope.shape[2] == 1
+        else:
+            assert problem.nuisance is None and problem.parameters.name[-1] == "p"
+    with torch.no_grad():
+        model.MLP_sub.net.last.weight.fill_(0.1)
+    problem = part(law="power").problem(model, cycles, None, is_fitted=True)
+    assert problem.parameters.name[-1] != "p" and problem.nuisance.slope.shape[2] > 5
+
+
 def test_odd_data():
     sizes = {**CYCLES, "n_rxn": 9}
     # fewer frames than unknowns
@@ -305,7 +346,7 @@ def test_truth_that_cannot_be_evaluated_and_laws_without_meaning_are_refused():
         part().problem(drawn(data), data, other, is_fitted=False)
     with pytest.raises(ConfigError, match="law=known"):
         part(law="power").problem(drawn(data), data, None, is_fitted=False)
-    with pytest.raises(ConfigError, match="known or power"):
+    with pytest.raises(ConfigError, match="known, power, learned"):
         part(law="unknown")
 
 
