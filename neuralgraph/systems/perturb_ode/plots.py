@@ -11,6 +11,7 @@ import torch
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.systems.perturb_ode.batching import LAYOUTS, Variances, effect_variance, layout
+from neuralgraph.systems.perturb_ode.causal import BranchingTree, CausalGraph
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.lineage import CloudData, LineageField
@@ -436,3 +437,137 @@ class LineageReporter:
                 figure, out / "loss.png", "Training",
                 "Distance between predicted and measured clouds of the training conditions.",
             )  # fmt: skip
+
+
+def branching_figure(tree: BranchingTree, path: Path) -> Figure:
+    """Root, perturbations, media: one leaf for each combination."""
+    from neuralgraph.viz import style
+
+    n_leaf = len(tree.leaves)
+    with style.house():
+        figure = style.canvas(width=6.4, height=max(2.2, 0.5 + 0.19 * n_leaf))
+        ax = figure.add_subplot()
+        height = {i: n_leaf - 1 - i for i in range(n_leaf)}
+        middle = []
+        for b in range(len(tree.branches)):
+            mine = [height[i] for i, (branch, _) in enumerate(tree.leaves) if branch == b]
+            middle.append(sum(mine) / len(mine))
+        root = sum(middle) / len(middle)
+        for b, word in enumerate(tree.branches):
+            ax.plot([0, 1], [root, middle[b]], color=style.SOFT, lw=1)
+            ax.text(
+                1.02, middle[b], f" {word} ", va="center", fontsize=8,
+                bbox={"fc": "white", "ec": "none", "pad": 0.5}, zorder=3,
+            )  # fmt: skip
+        for i, (branch, word) in enumerate(tree.leaves):
+            ax.plot([1, 2.2], [middle[branch], height[i]], color=style.LINE, lw=1, zorder=1)
+            ax.plot(2.2, height[i], "o", color=style.BLUE, ms=3.5)
+            ax.text(2.27, height[i], word, va="center", fontsize=8)
+        ax.plot(0, root, "s", color=style.INK, ms=6)
+        ax.text(-0.04, root, "cells", ha="right", va="center", fontsize=8)
+        ax.text(0.5, n_leaf - 0.2, "P", ha="center", weight="bold")
+        ax.text(1.9, n_leaf - 0.2, "M", ha="center", weight="bold")
+        ax.set(xlim=(-0.35, 2.9), ylim=(-0.8, n_leaf + 0.4))
+        ax.axis("off")
+        return style.save(
+            figure, path, "The branching design",
+            f"{n_leaf} leaves: each perturbation or none, in each medium or the usual one.",
+        )  # fmt: skip
+
+
+def contextual_figure(graph: CausalGraph, path: Path) -> Figure:
+    """Context variables above, expression below, time from left to right."""
+    from neuralgraph.viz import style
+
+    columns = max(node.column for node in graph.nodes)
+    with style.house():
+        figure = style.canvas(width=max(5.2, 2.3 * (columns + 1)), height=2.8)
+        ax = figure.add_subplot()
+        place: dict[int, tuple[float, float]] = {}
+        for column in range(columns + 1):
+            context = [
+                i
+                for i, node in enumerate(graph.nodes)
+                if node.column == column and node.kind == "context"
+            ]
+            for rank, i in enumerate(context):
+                place[i] = (column + 0.35, 1.0 + 0.55 * rank)
+        for i, node in enumerate(graph.nodes):
+            if node.kind == "expression":
+                place[i] = (float(node.column), 0.0)
+        for edge in graph.edges:
+            (x0, y0), (x1, y1) = place[edge.source], place[edge.target]
+            along = graph.nodes[edge.source].kind == "expression"
+            begin, end = ((x0 + 0.2, y0), (x1 - 0.24, y1)) if along else ((x0, y0), (x1, y1 + 0.1))
+            _arrow(ax, begin, end, style.SOFT, shrink=0 if along else 8)
+            x = 0.5 * (place[edge.source][0] + place[edge.target][0])
+            y = 0.5 * (place[edge.source][1] + place[edge.target][1])
+            ax.text(
+                x, y, edge.label, fontsize=7, color=style.SOFT, ha="center", va="center",
+                bbox={"fc": "white", "ec": "none", "pad": 0.6},
+            )  # fmt: skip
+        for i, node in enumerate(graph.nodes):
+            colour = style.BLUE if node.kind == "expression" else style.ORANGE
+            ax.text(
+                *place[i], node.name, ha="center", va="center", fontsize=8, color=style.INK,
+                bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.3},
+            )  # fmt: skip
+        top = max(y for _, y in place.values())
+        ax.set(xlim=(-0.5, columns + 0.75), ylim=(-0.45, top + 0.45))
+        ax.axis("off")
+        return style.save(
+            figure, path, "Contextual causal graph",
+            "What is done (orange) and the expression after each culture (blue). An arrow says on "
+            "which genes it acts.",
+        )  # fmt: skip
+
+
+def gene_figure(graph: CausalGraph, path: Path) -> Figure:
+    """Genes on a circle; perturbations are written on the mechanisms they change."""
+    import math
+
+    from neuralgraph.viz import style
+
+    n = len(graph.nodes)
+    with style.house():
+        figure = style.canvas(width=5.0, height=4.8)
+        ax = figure.add_subplot()
+        place = [(math.sin(2 * math.pi * i / n), math.cos(2 * math.pi * i / n)) for i in range(n)]
+        for edge in graph.edges:
+            colour = {1: style.GREEN, -1: style.VERMILION}.get(edge.sign, style.SOFT)
+            _arrow(ax, place[edge.source], place[edge.target], colour, bar=edge.sign < 0)
+        for (x, y), node in zip(place, graph.nodes, strict=True):
+            changed = bool(node.parameter)
+            ax.text(
+                x, y, node.name, ha="center", va="center", fontsize=8,
+                bbox={
+                    "boxstyle": "circle,pad=0.35", "fc": style.YELLOW if changed else "white",
+                    "ec": style.INK, "lw": 1.0,
+                },
+            )  # fmt: skip
+            if changed:
+                ax.text(1.27 * x, 1.22 * y, node.parameter, ha="center", va="center", fontsize=8)
+        ax.set(xlim=(-1.45, 1.45), ylim=(-1.35, 1.35), aspect="equal")
+        ax.axis("off")
+        return style.save(
+            figure, path, "Gene-level causal graph",
+            "Genes are variables; a perturbation is a parameter of a mechanism (yellow, with what "
+            "it sets), not a variable. Green activates, orange represses.",
+        )  # fmt: skip
+
+
+def _arrow(
+    ax: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str,
+    bar: bool = False,
+    shrink: float = 16,
+) -> None:
+    ax.annotate(
+        "", xy=end, xytext=start,
+        arrowprops={
+            "arrowstyle": "|-|,widthA=0,widthB=0.25" if bar else "-|>", "color": colour, "lw": 1.1,
+            "shrinkA": shrink, "shrinkB": shrink, "connectionstyle": "arc3,rad=0.08",
+        },
+    )  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import derived_seed, numpy_generator, torch_generator
 from neuralgraph.systems.perturb_ode.hill import HillNetwork, draw_network
 from neuralgraph.systems.perturb_ode.measurement import Measurement
+
+if TYPE_CHECKING:
+    from neuralgraph.viz.figure import Figure
 
 N_DRAW = 50
 """Networks looked at before the settings count as impossible."""
@@ -198,6 +204,35 @@ class HillScreen:
         if truth is None:
             raise ConfigError("prior.edges=true needs a simulated network: set it to false")
         return {"is_edge": truth.parameters["sign"] != 0}
+
+    def exhibits(self, recording: Recording, truth: Truth | None, folder: Path) -> Iterator[Figure]:
+        """The branching design, and the causal graphs of one of its protocols."""
+        from neuralgraph.systems.perturb_ode import plots
+        from neuralgraph.systems.perturb_ode.causal import (
+            branching_tree,
+            contextual_graph,
+            gene_graph,
+        )
+        from neuralgraph.systems.perturb_ode.operators import Culture, Medium, Perturb
+
+        names, out = recording.names, folder / "figures"
+        single = recording.graph["target"].sum(1) == 1
+        genes = recording.graph["target"][single].nonzero()[:, 1].unique().tolist()
+        media = [
+            Medium(tuple(float(m == k) for k in range(self.n_medium))) for m in range(self.n_medium)
+        ]
+        tree = branching_tree([Perturb(g) for g in genes], media, names)
+        yield plots.branching_figure(tree, out / "branching.png")
+        if truth is None or not genes:
+            return
+        protocol = [Perturb(genes[0]), *media[:1], Culture(self.days[0])]
+        if len(self.days) > 1:
+            protocol.append(Culture(self.days[-1] - self.days[0]))
+        moved = truth.parameters["added"].any(0).nonzero()[:, 0].tolist()
+        graph = contextual_graph(protocol, names, [names[g] for g in moved])
+        yield plots.contextual_figure(graph, out / "contextual.png")
+        graph = gene_graph(truth.parameters["sign"], names, protocol)
+        yield plots.gene_figure(graph, out / "genes.png")
 
     def conditions(self, seed: int) -> Conditions:
         """The conditions of a screen, those for training first."""
