@@ -113,31 +113,42 @@ class RecordedScreen:
             DataError: a column, a label or a number that cannot be used; says what there is.
         """
         import anndata
-        import numpy as np
 
         path = find_screen(self.path)
-        target_map = (
-            None if self.target_map is None else read_target_map(find_data(self.target_map))
-        )
         try:
             cells = anndata.read_h5ad(path)
         except MemoryError:
             raise
         except Exception as error:
             raise DataError(f"{path} cannot be read as .h5ad: {error}") from error
+        return self.recording(cells, seed=seed, source=path.name), None
+
+    def recording(self, cells: anndata.AnnData, *, seed: int, source: str) -> Recording:
+        """The same from cells in memory.
+
+        Args:
+            cells: What the file would hold.
+            seed: Chooses the cells of ``max_cells``.
+            source: Name for messages and reports.
+        """
+        import numpy as np
+
+        target_map = None
+        if self.target_map is not None:
+            target_map = read_target_map(find_data(self.target_map))
         names = gene_names(cells, self.gene_column)
         label = labels_of(cells, self.perturbation_column, self.control_label)
         if self.strip is not None:
             label = np.array([self.strip.sub("", key) for key in label], dtype=object)
         is_kept = self._kept(cells)
-        matrix = matrix_of(cells, self.layer, path.name)
-        kind = expression_kind(matrix, self.expression, path.name)
+        matrix = matrix_of(cells, self.layer, source)
+        kind = expression_kind(matrix, self.expression, source)
         n_expressed = np.asarray((matrix > 0).sum(1)).ravel()
         is_kept &= n_expressed >= max(self.min_genes, 1)
         notes = [f"{int((~is_kept).sum())} of {len(is_kept)} cells left out by keep and min_genes"]
         if not is_kept.any():
             raise DataError(
-                f"{path.name}: no cell expresses {self.min_genes} genes or more (of {len(names)} "
+                f"{source}: no cell expresses {self.min_genes} genes or more (of {len(names)} "
                 "measured): lower simulator.min_genes"
             )
         rows = np.flatnonzero(is_kept)
@@ -169,15 +180,15 @@ class RecordedScreen:
             rows, more = self._enough(rows[kept], label, cell_type)
             if more:
                 notes.append(f"too few cells after drawing, left out: {', '.join(more)}")
-        protein, has_protein = self._protein(cells, path)
+        protein, has_protein = self._protein(cells, source)
         if protein is not None:
             rows = rows[has_protein[rows]]
             if len(rows) == 0:
                 raise DataError(
-                    f"{path.name} and simulator.protein={self.protein} share no cells: their "
+                    f"{source} and simulator.protein={self.protein} share no cells: their "
                     "obs_names must agree"
                 )
-        check_perturbations(label[rows], self.control_label, path.name)
+        check_perturbations(label[rows], self.control_label, source)
         conditions = [self.control_label, *sorted(set(label[rows]) - {self.control_label})]
         types, batches = (sorted(map(str, set(of[rows]))) for of in (cell_type, batch))
         values: Any = matrix[rows]
@@ -209,10 +220,10 @@ class RecordedScreen:
                 "batches": batches,
                 "expression": kind,
                 "notes": notes,
-                "source": path.name,
+                "source": source,
             },
         )
-        return recording, None
+        return recording
 
     def reveal(self, recording: Recording, truth: None, /) -> dict[str, Tensor]:
         """Nothing beside the recording is known; prior graphs are named by the data set."""
@@ -272,7 +283,7 @@ class RecordedScreen:
             name if n_type == 1 else f"{name} in {of}" for name, of in few
         )
 
-    def _protein(self, cells: anndata.AnnData, path: Path) -> tuple[Tensor | None, np.ndarray]:
+    def _protein(self, cells: anndata.AnnData, source: str) -> tuple[Tensor | None, np.ndarray]:
         import anndata
         import numpy as np
 
@@ -292,7 +303,7 @@ class RecordedScreen:
             values[everywhere] = dense.todense() if hasattr(dense, "todense") else dense
         else:
             raise DataError(
-                f"{path.name} has no obsm['{self.protein}']: "
+                f"{source} has no obsm['{self.protein}']: "
                 f"{nearest(self.protein, [str(k) for k in cells.obsm])}; or name an .h5ad file"
             )
         if not np.isfinite(values).all():

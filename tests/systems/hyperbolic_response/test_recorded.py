@@ -48,6 +48,14 @@ def test_a_recording_holds_the_counts_labels_and_targets_of_the_file(make_cells,
     assert [facts["cell_types"][i] for i in recording.graph["cell_type"]] == list(cells.obs["type"])
 
 
+def test_cells_in_memory_give_what_their_file_gives(make_cells, read):
+    cells = make_cells()
+    screen = RecordedScreen(**SETTINGS)
+    recording = screen.recording(cells, seed=0, source="cells.h5ad")
+    assert torch.equal(recording.state, read(cells).state)
+    assert recording.provenance == read(cells).provenance
+
+
 def test_sparse_and_dense_files_give_the_same_bytes(make_cells, read):
     cells = make_cells()
     dense = read(cells)
