@@ -12,10 +12,11 @@ import torch
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.seeding import numpy_generator, torch_generator
 from neuralgraph.systems.boolean_grn import exploration
+from neuralgraph.systems.boolean_grn.circuit import canonical_form
 from neuralgraph.systems.boolean_grn.design.generators import Learned
 from neuralgraph.systems.boolean_grn.design.search import search
 from neuralgraph.systems.boolean_grn.design.task import DesignTask
-from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, label_circuits
+from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, analyse_circuits, label_circuits
 from neuralgraph.systems.boolean_grn.policy import CircuitPolicy, policy_gradient, reward
 from neuralgraph.training.checkpoint import save_checkpoint
 from neuralgraph.training.session import Session
@@ -31,7 +32,7 @@ STAGE = {
 KNOBS = {
     "policy": None, "n_hidden": 32, "in_degree": 2.0, "share_inhibition": 0.5,
     "share_random": 0.0, "learning_rate": 0.05, "n_reuse": 4, "n_memory": 4, "clip": 0.3,
-    "shaping": 0.3, "novelty": 0.1,
+    "shaping": 0.3, "novelty": 0.1, "n_patience": 10,
 }  # fmt: skip
 
 
@@ -115,6 +116,18 @@ def test_fewer_evaluations_than_a_policy_that_does_not_learn():
         plain = found(task, learned(task, n_reuse=0))
         assert (label_circuits(ours.circuits) == task.label).all() and len(ours.circuits) == 20
         assert ours.evaluations_per_success < 0.5 * plain.evaluations_per_success
+
+
+def test_a_policy_that_meets_nothing_starts_anew():
+    generator = learned(task_of("amplifier", 4), n_patience=3)
+    before = generator.policy.bias.clone()
+    for k in range(1, 7):
+        circuits = generator.propose(25)
+        facts = analyse_circuits(circuits)
+        generator.learn(canonical_form(circuits), facts, np.zeros(25))
+        assert torch.equal(generator.policy.bias, before) == (k % 3 == 0)
+    generator.learn(canonical_form(generator.propose(25)), facts, np.ones(25))
+    assert generator.n_idle == 0
 
 
 def test_the_same_seed_gives_the_same_proposals():

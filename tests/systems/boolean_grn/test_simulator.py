@@ -42,6 +42,19 @@ def test_no_isomorphic_copy_straddles_training_validation_and_test(small):
     assert not train & held and not train & test and not held & test
 
 
+def test_what_occurs_in_a_test_is_dropped_from_learning_also_where_copies_are_many(learning):
+    """Sparse circuits of 4 genes: half of those drawn occur in a test, or among the folds."""
+    recording, _, _ = learning.population(
+        n_natural=400, n_per_phenotype=0, sizes_test=[4], n_test=400, n_test_per_phenotype=0,
+        in_degree=0.7,
+    )  # fmt: skip
+    graph = recording.graph
+    keys = np.array([hash(k) for k in core_keys(graph["adjacency"].numpy())])
+    is_learn = (graph["use"] == LEARN).numpy()
+    drawn = is_learn & (graph["n_gene"] == 4).numpy()
+    assert 50 < drawn.sum() < 350 and not set(keys[is_learn]) & set(keys[~is_learn])
+
+
 def test_core_keys_agree_with_the_naive_ones():
     circuits = enumerate_circuits(3)[::37]
     keys, naive = core_keys(circuits), [naive_core_key(m) for m in circuits]

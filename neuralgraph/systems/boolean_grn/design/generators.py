@@ -211,6 +211,8 @@ class Learned:
         clip: Bound on the change of a probability within one batch's steps.
         shaping: Weight of the partial credit.
         novelty: Bonus for a class met for the first time.
+        n_patience: Batches without a circuit of the phenotype after which the policy starts anew
+            (partial credit can lead it to where there is none).
 
     Raises:
         ConfigError: a policy for smaller circuits.
@@ -233,6 +235,7 @@ class Learned:
         clip: Positive,
         shaping: NotNegative,
         novelty: NotNegative,
+        n_patience: Count,
     ) -> None:
         self.task = task
         self.draws = torch.Generator().manual_seed(int(random.integers(2**62)))
@@ -247,7 +250,11 @@ class Learned:
             )
         else:
             self.policy = load_policy(Path(policy), task.n_gene, share_random)
+        self.start = {name: value.clone() for name, value in self.policy.state_dict().items()}
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
+        self.learning_rate = learning_rate
+        self.n_patience = n_patience
+        self.n_idle = 0
         self.n_reuse = n_reuse
         self.n_memory = n_memory
         self.clip = clip
@@ -279,12 +286,21 @@ class Learned:
             self.memory.append(rollouts)
         self.pending = []
         self.memory = self.memory[-self.n_memory :]
+        self.n_idle = 0 if (score > 0).any() else self.n_idle + 1
+        if self.n_idle >= self.n_patience:
+            self._start_anew()
+            return
         batch = policies.joined(self.memory)
         for _ in range(self.n_reuse):
             self.optimizer.zero_grad()
             policies.policy_gradient(self.policy, batch, clip=self.clip).backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
             self.optimizer.step()
+
+    def _start_anew(self) -> None:
+        self.policy.load_state_dict(self.start)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate)
+        self.memory, self.n_idle = [], 0
 
 
 def load_policy(folder: Path, n_gene: int, share_random: float) -> policies.CircuitPolicy:
