@@ -25,6 +25,7 @@ VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 """Anchors of the colour map viridis (matplotlib, CC0)."""
 WIDTH = 840
 N_TICKS = 5
+NEARLY_1 = 1e-4
 SMALLEST_RANGE = 0.05
 """Range of the curve below which outliers are not cut off, in scales of the reward."""
 
@@ -57,7 +58,7 @@ def render(search: Search, history: History, name: str) -> str:
         search=search,
         name=name,
         best=best,
-        best_value="" if best is None or best.metric is None else word(rounded(best.metric)),
+        best_value="" if best is None or best.metric is None else _score(best.metric),
         best_settings=[] if best is None else _settings(search, best),
         n_done=len(history),
         n_all=settings.n_iterations,
@@ -110,7 +111,7 @@ def _row(search: Search, iteration: Iteration, scale: tuple[float, float]) -> di
         "strategy": proposal.strategy,
         "changes": changes or ["baseline"],
         "code": proposal.code,
-        "metric": "–" if iteration.metric is None else word(rounded(iteration.metric)),
+        "metric": "–" if iteration.metric is None else _score(iteration.metric),
         "colour": colour(iteration, scale),
         "verdict": iteration.verdict,
         "observation": iteration.observation,
@@ -118,6 +119,17 @@ def _row(search: Search, iteration: Iteration, scale: tuple[float, float]) -> di
         "folder": iteration.folder,
         "has_report": search.settings.report and iteration.status == "finished",
     }
+
+
+def _score(metric: float) -> str:
+    """A metric in four digits, or by what is missing to 1.
+
+    >>> _score(0.87654), _score(1 - 2.34e-9), _score(-3.0)
+    ('0.8765', '1 − 2.3E-9', '-3.0')
+    """
+    if 0 < 1 - metric < NEARLY_1:
+        return f"1 − {word(rounded(1 - metric, 2))}"
+    return word(rounded(metric))
 
 
 def _value(value: Any) -> str:
@@ -214,7 +226,7 @@ def _node(
         f"{writing.short(search, c.key)}: {_value(c.old)} → {_value(c.new)}"
         for c in iteration.proposal.changes
     )
-    value = "failed" if iteration.metric is None else word(rounded(iteration.metric))
+    value = "failed" if iteration.metric is None else _score(iteration.metric)
     tip = escape(
         f"iteration {iteration.number}: {search.metric} {value} ({iteration.verdict})\n"
         f"{iteration.proposal.strategy}: {changes or 'baseline'}"
@@ -300,7 +312,7 @@ def curve_svg(search: Search, history: History) -> str:
         marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper}" y2="{lower}" class="block"/>')
     for number, metric, verdict in judged:
         x, y = at(number, metric)
-        tip = escape(f"iteration {number}: {word(rounded(metric))} ({verdict})")
+        tip = escape(f"iteration {number}: {_score(metric)} ({verdict})")
         marks.append(
             f'<a href="#iter-{number}"><circle cx="{x:.1f}" cy="{y:.1f}" r="4" '
             f'fill="{style.INK}" fill-opacity="0.65"><title>{tip}</title></circle></a>'

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuralgraph.explore import blocks
-from neuralgraph.explore.history import History, Iteration
+from neuralgraph.explore.history import NEGLIGIBLE, History, Iteration
 from neuralgraph.explore.knowledge import N_SIGMA, Knowledge
 from neuralgraph.explore.memory import Established, Memory, fit
 from neuralgraph.explore.notebook import Change, Entry, Item
@@ -115,7 +115,7 @@ def observation(search: Search, history: History, iteration: Iteration) -> str:
     better = iteration.metric - parent.metric
     spread = history.spread
     text = f"{value}, {better:+.3g} against parent {parent.number}"
-    if gain == 0:
+    if abs(gain) < NEGLIGIBLE:
         return f"{text}: no effect"
     if spread is None:
         return f"{text}: {'better' if gain > 0 else 'worse'}, the spread of seeds is not known"
