@@ -87,6 +87,7 @@ def prepare(
     perturbation_column: str,
     control_label: str,
     is_train: Sequence[bool] | None,
+    reference_column: str | None = None,
     max_cells: int | None = 3000,
     min_genes: int = 200,
     min_cells: int = 3,
@@ -113,6 +114,8 @@ def prepare(
         control_label: Label of the unperturbed cells.
         is_train: Whether each cell is for training, ``(n_cell,)``; ``None`` says that nothing will
             be held out.
+        reference_column: Column of ``obs`` (a batch, a cell type) within which cells are compared
+            with controls, ``None`` to compare with all controls.
         max_cells: Cells that stay, drawn stratified by label, controls first; ``None`` for all.
         min_genes: Genes a cell must express.
         min_cells: Training cells that must express a gene.
@@ -132,7 +135,8 @@ def prepare(
     Returns:
         A new AnnData, dense. ``X``: log1p of normalised counts, or its z-score;
         ``layers['counts']``, ``layers['log1p']``; ``obs['is_train']``, ``obs['is_control']``;
-        ``obsm['log_fold_change']``: log1p, never scaled, minus the mean of the training controls;
+        ``obsm['log_fold_change']``: log1p, never scaled, minus the mean of the training controls
+        (in ``uns['control_mean']``);
         ``obsm['perturbation_target']``: a column for each perturbed gene, several of them 1 for a
         combination, all 0 for controls, with names in ``uns['perturbation_target_names']``;
         ``obsm['protein']`` and ``uns['protein_names']``; ``obsm['X_pca']``, ``obsp``.
@@ -213,8 +217,19 @@ def prepare(
     fitted = torch.from_numpy(train)
     genes = variable_genes(log1p[fitted], n_top_genes, min_cells)
     x = log1p[:, genes]
-    control_mean = x[torch.from_numpy(is_control & train)].double().mean(0)
-    lfc = (x.double() - control_mean).float()
+    group = recorded.column_or_one(cells, reference_column, "reference_column")[rows]
+    control_mean = {}
+    lfc = torch.empty_like(x)
+    for name in sorted(set(group)):
+        own = torch.from_numpy((group == name) & is_control & train)
+        if not bool(own.any()):
+            raise DataError(
+                f"no control cell ('{control_label}') for training has obs['{reference_column}'] "
+                f"= '{name}': compare with all controls (reference_column=None), or leave it out"
+            )
+        control_mean[str(name)] = x[own].double().mean(0)
+        inside = torch.from_numpy(group == name)
+        lfc[inside] = (x[inside].double() - control_mean[str(name)]).float()
 
     kept_labels = sorted(set(label))
     separator = combination_separator
@@ -242,7 +257,7 @@ def prepare(
     result.obsm["log_fold_change"] = lfc.numpy()
     result.obsm["perturbation_target"] = hot
     result.uns["perturbation_target_names"] = np.array(perturbed, dtype=object)
-    result.uns["control_mean"] = control_mean.numpy()
+    result.uns["control_mean"] = {name: mean.numpy() for name, mean in control_mean.items()}
     if values is not None:
         assert protein is not None
         result.obsm["protein"] = values

@@ -60,6 +60,20 @@ def test_held_out_cells_change_nothing_that_is_fitted(make_cells):
     assert not np.array_equal(before.X[1::2], after.X[1::2])
 
 
+def test_cells_are_compared_with_the_controls_of_their_batch(make_cells):
+    cells = make_cells()
+    in_b = (cells.obs["lane"] == "b").to_numpy()
+    cells.X[in_b, 0] += 40
+    ready = prepare(cells, **HOW, reference_column="lane")
+    control = (cells.obs["perturbation"] == "control").to_numpy()
+    for chosen in (in_b, ~in_b):
+        lfc = ready.obsm["log_fold_change"][chosen & control]
+        np.testing.assert_allclose(lfc.mean(0), 0, atol=1e-5)
+    assert set(ready.uns["control_mean"]) == {"a", "b"}
+    with pytest.raises(DataError, match=r"no control cell .*obs\['lane'\] = 'b'"):
+        prepare(cells[~(in_b & control)].copy(), **HOW, reference_column="lane")
+
+
 def test_scaling_leaves_the_fold_changes_alone(make_cells):
     cells = make_cells()
     plain = prepare(cells, **HOW)
