@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseBatch
 
 
@@ -260,6 +260,15 @@ def test_a_perturbation_no_graph_knows_is_an_error_unless_accepted(make_cells, r
 def test_settings_that_lack_something_are_refused(make_cells, read, cut, changed, message):
     with pytest.raises(ConfigError, match=message):
         cut(read(make_cells()), **changed)
+
+
+@pytest.mark.parametrize("which", ["graph_path", "graph_names_path"])
+def test_a_missing_graph_file_is_an_error(make_cells, read, cut, tmp_path, which):
+    present = tmp_path / "links.txt"
+    present.write_text("protein1 protein2 combined_score\nG0 G1 900\n")
+    how = {"graph_path": str(present), "graph_names_path": str(present), which: "absent.txt"}
+    with pytest.raises(MissingDataError, match=r"absent\.txt"):
+        cut(read(make_cells()), graph="string", graph_threshold=700.0, **how)
 
 
 def test_a_simulators_graph_must_be_revealed(make_cells, read, cut):

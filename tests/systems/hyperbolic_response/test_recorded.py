@@ -284,3 +284,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 def test_settings_that_cannot_work_are_refused_at_once(changed, message):
     with pytest.raises(ConfigError, match=message):
         RecordedScreen(**{**SETTINGS, **changed})
+
+
+@pytest.mark.parametrize("changed", [{"protein": "absent.h5ad"}, {"target_map": "absent.json"}])
+def test_files_that_are_named_and_missing_are_errors(make_cells, read, changed):
+    with pytest.raises(MissingDataError, match="absent"):
+        read(make_cells(), **changed)
