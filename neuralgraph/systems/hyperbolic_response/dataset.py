@@ -335,13 +335,21 @@ class ResponseData:
         allow_isolated: bool,
     ) -> None:
         facts = recording.provenance
+        lacking = [key for key in ("conditions", "targets", "expression") if key not in facts]
+        lacking += [
+            key for key in ("condition", "cell_type", "batch") if key not in recording.graph
+        ]
+        if lacking:
+            raise DataError(
+                f"this recording is no perturbation screen (it lacks {', '.join(lacking)}): take "
+                "simulator=perturb_screen_simulated, norman19, papalexi21 or perturb_screen"
+            )
         conditions: list[str] = list(facts["conditions"])
         targets: list[tuple[str, ...]] = [tuple(t) for t in facts["targets"]]
         weights = facts.get("target_weights") or [[1.0] * len(t) for t in targets]
         self.control_label = conditions[0]
         self.conditions = conditions
         self.contexts: tuple[str, ...] = tuple(facts["cell_types"])
-        self.perturbations = tuple(sorted({gene for genes in targets for gene in genes}))
         self.gene_names = recording.names
         self.reference: Reference = reference
         self.n_control_split = n_control_split
@@ -364,6 +372,7 @@ class ResponseData:
         self._context_of = keys % n_type
         self._rows = [(is_used & (key == k)).nonzero()[:, 0] for k in keys]
         self._targets = [targets[i] for i in self._label_of]
+        self.perturbations = tuple(sorted({gene for genes in self._targets for gene in genes}))
         if len(set(self._targets)) < 2:
             raise DataError(
                 f"{self.source} holds {len(set(self._targets))} perturbation(s) beside the "
@@ -430,8 +439,9 @@ class ResponseData:
         node = {name: i for i, name in enumerate(self.graph.names)}
         self._gene_node = torch.tensor([node[name] for name in self.gene_names])
         self._made: dict[bytes, _Summaries] = {}
+        chosen = self._choose_genes(splits, n_top_genes, min_cells_per_gene)
         self.folds: list[Fold] = [
-            self._make_fold(cut, n_top_genes, min_cells_per_gene) for cut in splits
+            self._make_fold(cut, genes) for cut, genes in zip(splits, chosen, strict=True)
         ]
         self._made.clear()
         node_mean = torch.zeros(self.graph.n_node, dtype=torch.float64)
@@ -570,11 +580,33 @@ class ResponseData:
             return given_graph(nodes, given)
         return identity_graph(nodes)
 
-    def _make_fold(self, cut: Split, n_top: int | None, min_cells: int) -> Fold:
+    def _training_values(self, cut: Split) -> Tensor:
+        """Cells that a fold may be fitted on: of training conditions, and controls."""
         rows = [self._rows[i] for i in cut.train]
-        fitted = torch.cat([*rows, self._control_rows[self._is_prediction[0]]])
-        values = self.matrix.values[fitted]
-        genes = variable_genes(values, n_top, min_cells)
+        return self.matrix.values[torch.cat([*rows, self._control_rows[self._is_prediction[0]]])]
+
+    def _choose_genes(
+        self, splits: Sequence[Split], n_top: int | None, min_cells: int
+    ) -> list[Tensor]:
+        """Response genes of each fold, as many in one as in the other.
+
+        Where a gene reaches ``min_cells`` in some folds only, the others leave out as many of
+        their rarest.
+        """
+        found, count = [], []
+        for cut in splits:
+            values = self._training_values(cut)
+            genes = variable_genes(values, n_top, min_cells)
+            found.append(genes)
+            count.append((values[:, genes] > 0).sum(0))
+        fewest = min(genes.numel() for genes in found)
+        return [
+            genes[n.argsort(descending=True, stable=True)[:fewest].sort().values]
+            for genes, n in zip(found, count, strict=True)
+        ]
+
+    def _make_fold(self, cut: Split, genes: Tensor) -> Fold:
+        values = self._training_values(cut)
         control = {
             "prediction": self._control_rows[self._is_prediction[0]],
             "truth": self._control_rows[~self._is_prediction[0]],

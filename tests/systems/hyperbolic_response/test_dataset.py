@@ -271,6 +271,24 @@ def test_a_missing_graph_file_is_an_error(make_cells, read, cut, tmp_path, which
         cut(read(make_cells()), graph="string", graph_threshold=700.0, **how)
 
 
+def test_folds_have_equally_many_genes_where_one_is_expressed_in_some_only(make_cells, read, cut):
+    cells = make_cells()
+    cells.X[:, 4] = 0
+    cells.X[40:48, 4] = 3  # in G1 alone
+    how = {"split": "leave_one_out", "n_fold": None, "min_cells_per_gene": 5}
+    data = cut(read(cells), **how)
+    assert {fold.genes.numel() for fold in data.folds} == {11}
+    held = next(f for f in data.folds if f.test.names == ("G1",))
+    assert 4 not in held.genes
+    assert 4 in cut(read(cells), **{**how, "fold": 0}).folds[0].genes
+
+
+def test_a_recording_of_something_else_is_refused(cut, simulated):
+    recording, _, _ = simulated()
+    with pytest.raises(DataError, match=r"no perturbation screen .it lacks condition,"):
+        cut(replace(recording, graph={}))
+
+
 def test_a_simulators_graph_must_be_revealed(make_cells, read, cut):
     with pytest.raises(DataError, match=r"prior\.graph=true"):
         cut(read(make_cells()), graph="simulator")
