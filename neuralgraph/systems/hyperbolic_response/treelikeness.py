@@ -200,7 +200,7 @@ class Embedding:
         points: ``(n, coordinates)``, float64.
         distance: Between the points, ``(n, n)``.
         distortion: See :func:`average_distortion`.
-        precision: See :func:`mean_average_precision`.
+        precision: See :func:`mean_average_precision`; NaN where no two points are neighbours.
         loss: Mean squared relative error of the pairs at the end.
     """
 
@@ -287,6 +287,6 @@ def embed(
         points,
         between,
         average_distortion(distance, between),
-        mean_average_precision(distance, between),
+        mean_average_precision(distance, between) if bool((distance == 1).any()) else math.nan,
         float(loss),
     )
