@@ -92,6 +92,8 @@ def test_explore_and_principle_test_combine_changes_that_helped_elsewhere(kit, s
     both = [d for d in drawn if d.get("loop.rate", 0) > 1e-3 and d.get("loss.penalty", 0) > 0]
     assert len(both) >= 14
     assert all(len(view.changes_together(1, 1)) <= 1 for _ in range(5))
+    view.surrogate.draw = lambda old, news, rng: -np.ones(len(news))
+    assert view.changes_together(1, 3) == {}  # what would make it worse is left out
 
 
 def test_degeneracy_break_needs_a_gap_above_0_3_for_three_iterations(kit, see):

@@ -39,7 +39,7 @@ def test_local_workers_retry_a_job_whose_process_dies_and_record_the_loss(tmp_pa
 
         killer = threading.Thread(target=_kill_when, args=(tmp_path / "b/run.json", process.pid))
         killer.start()
-        killed = pool.run([job(tmp_path / "b", "loop.n_epochs=300")], ignore)[0]
+        killed = pool.run([job(tmp_path / "b", "loop.n_epochs=100")], ignore)[0]
         killer.join()
         assert killed.status == "finished" and len(killed.losses) == 1
         assert "status -9" in killed.losses[0]
