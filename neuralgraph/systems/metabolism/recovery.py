@@ -296,12 +296,14 @@ def decode(
     noisy_rounds: int = 2,
     order: Callable[[PolynomialLaw, Array], Array] | None = None,
     n_try: int = 1,
+    needs_networks: bool = False,
     log: Log | None = None,
 ) -> Decoded:
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`.
 
     ``order`` ranks the random rate laws ``(n_draw, n_theta)``, those to be tried first in front.
-    ``n_try`` of the starts are annealed; the least objective goes on.
+    ``n_try`` of the starts are annealed; the least objective goes on. With ``needs_networks`` the
+    law is two networks even where the polynomial explains more.
     """
     say: Log = log if log is not None else lambda _: None
     noise = np.zeros(problem.n_met) if noise is None else np.asarray(noise, dtype=np.float64)
@@ -370,7 +372,7 @@ def decode(
             rng,
             say,
         )
-        if sharp.objective < found.objective:
+        if needs_networks or sharp.objective < found.objective:
             found = sharp
     return found
 

@@ -200,3 +200,33 @@ def checked_problem(
         center=center,
         half_width=half_width,
     )
+
+
+def open_problem(
+    concentration: Any,
+    dx_dt: Any,
+    met: Any,
+    rxn: Any,
+    *,
+    n_met: int,
+    n_rxn: int,
+    max_coefficient: int,
+) -> RecoveryProblem:
+    """A problem of which only one list of edges is given: who takes part, or who drives.
+
+    Its roles and its support are placeholders. Arguments and errors as in
+    :func:`checked_problem`.
+    """
+    sign = -np.ones(np.shape(met), dtype=np.int64)
+    return checked_problem(
+        concentration,
+        dx_dt,
+        met,
+        rxn,
+        met,
+        rxn,
+        sign,
+        n_met=n_met,
+        n_rxn=n_rxn,
+        max_coefficient=max_coefficient,
+    )

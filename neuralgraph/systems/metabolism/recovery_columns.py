@@ -276,6 +276,10 @@ class ColumnDecoder(StoichiometryDecoder):
             edge_mean[self.column_edge[members][used]] = mean[used]
             edge_var[self.column_edge[members][used]] = var[used]
             k_all[members, :most], score_all[members, :most] = k, score
+        # nothing but its own row speaks about the amount of a reaction with one edge
+        alone = self.column_edge[self.column_used.sum(1) == 1, 0]
+        edge_mean[alone] = np.sign(self.guess[alone]) * 0.3 * np.sqrt(k_range[1])
+        edge_var[alone] = (0.5 * k_range[1]) ** 2
         return k_all, score_all, edge_mean, edge_var
 
     # --- decisions ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import numpy as np
 
 from neuralgraph.core.errors import DataError
 from neuralgraph.systems.metabolism.recovery import decode
-from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
+from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, open_problem
 from neuralgraph.systems.metabolism.recovery_columns import (
     RecoveredNetwork,
     answers_of,
@@ -125,15 +125,11 @@ def recover_roles(
         own; automatic relevance after MacKay (1992).
     """
     say: Log = log if log is not None else lambda _: None
-    met, rxn = np.asarray(met_all), np.asarray(rxn_all)
-    problem = checked_problem(
+    problem = open_problem(
         concentration,
         dx_dt,
-        met,
-        rxn,
-        met,
-        rxn,
-        -np.ones(met.shape, dtype=np.int64),
+        met_all,
+        rxn_all,
         n_met=n_met,
         n_rxn=n_rxn,
         max_coefficient=max_coefficient,

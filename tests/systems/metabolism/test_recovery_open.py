@@ -12,7 +12,8 @@ from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.metabolism.kinetics import LearnedRate, random_weights
 from neuralgraph.systems.metabolism.loop import data_train_metabolism
-from neuralgraph.systems.metabolism.network import random_network
+from neuralgraph.systems.metabolism.network import network_from_edges, random_network
+from neuralgraph.systems.metabolism.recovery_amounts import RatePursuit
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
 from neuralgraph.systems.metabolism.recovery_columns import (
     Column,
@@ -21,8 +22,10 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     column_of,
 )
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
+from neuralgraph.systems.metabolism.recovery_pursuit import Pursuit
 from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
-from neuralgraph.systems.metabolism.recovery_support import Pursuit, recover_support
+from neuralgraph.systems.metabolism.recovery_support import recover_support
+from neuralgraph.systems.metabolism.recovery_twins import Groups, merged_columns
 from neuralgraph.systems.metabolism.start_open import Difference
 
 N_MET, N_RXN = 12, 12
@@ -202,10 +205,7 @@ def test_products_are_found_among_all_metabolites(seed: int) -> None:
     pursuit = Pursuit(small.problem(), substrates, np.random.default_rng(0), 240)
     for _ in range(2):
         pursuit.run()
-    found = np.zeros((N_MET, N_RXN), dtype=bool)
-    for j in range(N_RXN):
-        answer, _ = pursuit.answer_of(j, 2)
-        found[answer.met[answer.value > 0], j] = True
+    found = pursuit.amounts() > 0
     true = small.s > 0
     f1 = 2 * (found & true).sum() / (found.sum() + true.sum())
     share = true.sum() / (N_MET * N_RXN - (small.s < 0).sum())
@@ -213,9 +213,43 @@ def test_products_are_found_among_all_metabolites(seed: int) -> None:
     assert f1 > 0.75
 
 
-def test_an_answer_without_support_keeps_the_known_substrates() -> None:
-    small = make(3)
-    found = recover_support(
+def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrates() -> None:
+    r = np.random.default_rng(2)
+    n_frame, sizes = 200, np.array([[1, 1], [1, 2], [2, 1], [2, 2]])
+    base, first, second = r.normal(size=(3, 6, n_frame))
+    rate = [
+        base[j] + 0.3 * (s[:, :1] * first[j] + s[:, 1:] * second[j])
+        for j, s in enumerate([sizes] * 6)
+    ]
+    s = np.zeros((4, 6))
+    s[0, 0], s[0, 1], s[0, 2] = -2.0, 1.0, 2e-3  # the last is a thousand times slower
+    s[1, 1], s[2, 2] = -1.0, -2e-3
+    y = np.stack([sum(s[i, j] * rate[j][2] for j in range(6)) for i in range(4)])
+    y[3] = -rate[3][0]
+    is_sub = s < 0
+    is_sub[3, 3:] = True
+    noisy = y * (1 + 0 * y) + 1e-6 * r.normal(size=y.shape)
+    pursuit = RatePursuit(rate, [sizes] * 6, noisy, is_sub, np.ones(6, dtype=bool))
+    found = pursuit.run(np.where(is_sub, -1.0, 0.0))
+    np.testing.assert_array_equal(found.value[:3] > 0, s[:3] > 0)
+    np.testing.assert_allclose(found.value[0, :3], s[0, :3], rtol=1e-2)
+    assert found.residual.max() < 1e-2
+
+
+def test_reactions_with_equal_substrates_become_free_columns() -> None:
+    groups = Groups.of([np.array([2, 0]), np.array([1]), np.array([0, 2])])
+    assert groups.member == ((0, 2), (1,))
+    amount = np.zeros((5, 2))
+    amount[[3, 4], [0, 1]] = 1.0
+    columns, place = merged_columns(groups, amount, 2)
+    assert place == [(0, 1, 2), (3,)]
+    assert [c.met.tolist() for c in columns] == [[0], [2], [3], [1, 4]]
+    assert [c.guess[0] for c in columns[:3]] == [-1.0, -1.0, 1.0]
+    assert all(len(c.rate) == 4 for c in columns[:3])
+
+
+def recovered(small: Small):
+    return recover_support(
         small.c,
         small.dx_dt,
         *small.sub[:2],
@@ -225,13 +259,52 @@ def test_an_answer_without_support_keeps_the_known_substrates() -> None:
         max_coefficient=2,
         max_products=3,
         log_k_range=(-2.6, 1.6),
-        n_pass=1,
+        degree=(6, 4, 4),
         sharp_degree=(6, 4, 4),
-        n_sharpen=1,
+        n_sharpen=4,
     )
+
+
+def test_a_small_network_is_recovered_from_its_substrates_alone() -> None:
+    small = make(3)
+    found = recovered(small)
+    s = found.matrix(N_MET)
     consumed = {(m, j) for m, j, s in zip(found.met_all, found.rxn_all, found.sto_all) if s < 0}  # noqa: B905  # one length
     assert consumed == set(zip(*small.sub[:2], strict=True))
+    assert (np.sign(s) == np.sign(small.s)).mean() > 0.98
+    assert (s == small.s)[small.s != 0].mean() >= 0.9
     assert np.isfinite(found.log_k).all()
+
+
+def test_two_reactions_with_the_same_substrates_are_told_apart() -> None:
+    small = make(3)
+    network_s, (met, rxn, size) = small.s, small.sub
+    # reaction 1 gets the substrates of reaction 0 with other coefficients, and own products
+    on, off = rxn == 0, rxn == 1
+    r = np.random.default_rng(1)
+    law = LearnedRate  # the law of make(3) is drawn again below, from the same seed
+    s = network_s.copy()
+    s[:, 1] = np.where(s[:, 1] > 0, s[:, 1], 0)
+    s[met[on], 1] = -(3 - size[on])
+    keep = ~off
+    sub = (
+        np.r_[met[keep], met[on]],
+        np.r_[rxn[keep], np.ones(on.sum(), dtype=int)],
+        np.r_[size[keep], 3 - size[on]],
+    )
+    m, j = np.nonzero(s)
+    network = network_from_edges(
+        tuple(map(torch.from_numpy, sub)),
+        (torch.from_numpy(m), torch.from_numpy(j), torch.from_numpy(s[m, j])),
+        [f"m{i}" for i in range(N_MET)],
+        [f"r{i}" for i in range(N_RXN)],
+    )
+    c = r.uniform(2.5, 7.5, (240, N_MET))
+    weights = random_weights(torch_generator(3, "law"), 32, 16)
+    k = r.uniform(-0.5, 0.5, N_RXN)
+    dx_dt = law(network, k, weights).flux(c) @ s.T
+    found = recovered(Small(c, dx_dt, s, sub, (m, j, s[m, j].astype(int)))).matrix(N_MET)
+    assert (found[:, :2] == s[:, :2])[s[:, :2] != 0].mean() >= 0.9
 
 
 def test_a_reaction_that_no_split_fits_is_refused() -> None:
