@@ -126,14 +126,17 @@ def examine(
     elif not can_be_scored(analysis):
         why = "too many parameters depend on each other for a quick answer"
     else:
-        candidates = propose(
-            problem,
-            torch_generator(seed, "identify_candidates"),
-            n_alike=N_DRAW,
-            n_wide=N_DRAW,
-            pulse=_pulses(analysis, part.n_pulse),
-            fold=FOLD,
-        )
+        if problem.candidates is not None:
+            candidates = list(problem.candidates())
+        else:
+            candidates = propose(
+                problem,
+                torch_generator(seed, "identify_candidates"),
+                n_alike=N_DRAW,
+                n_wide=N_DRAW,
+                pulse=_pulses(analysis, part.n_pulse),
+                fold=FOLD,
+            )
         scores = score_candidates(analysis, candidates)
         alike = [c for c in candidates if c.kind == "more"]
         if alike:
@@ -226,6 +229,7 @@ def _summary(
             "candidates": by_name,
             "more": None if more is None else asdict(more),
             "not_scored": why_no_design,
+            "is_law_held": analysis.learned is not None,
         },
         "coverage": None if coverage is None else _finite(asdict(coverage)),
     }
@@ -350,9 +354,10 @@ def _advice(summary: Mapping[str, Any], bound: str) -> list[str]:
                 f"{n} further {these} like those so far would determine {highest} "
                 f"of {summary['n_analysed']} combinations; {summary['rank']} are now."
             )
+        held = "With what else is learned held as it is, " if design.get("is_law_held") else ""
         text = (
-            f"{100 * now:.0f} % of the parameters have an error below {bound} now; with {last} "
-            f"further trajectories like those so far it would be {100 * most:.0f} %"
+            f"{held}{100 * now:.0f} % of the parameters have an error below {bound} now; with "
+            f"{last} further trajectories like those so far it would be {100 * most:.0f} %"
         )
         if math.isfinite(before) and math.isfinite(after):
             text += f", and the median error {100 * after:.2g} % instead of {100 * before:.2g} %"

@@ -70,7 +70,7 @@ def print_result(scorecard: Scorecard, folder: Path) -> None:
 def print_identifiability(found: Mapping[str, Any], folder: Path) -> None:
     """What the data determine: a table by kind of parameter, then the findings in words."""
     console.print(
-        f"[dim]{found['point']}; noise of the derivatives {found['noise']}; "
+        f"[dim]{found['point']}; noise {found['noise']}; "
         f"{found['n_frame']} frames × {found['n_variable']} variables[/dim]"
     )
     for text in found["assumed"]:

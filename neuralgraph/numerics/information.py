@@ -25,6 +25,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ from neuralgraph.numerics.identifiability import (
     groups,
 )
 from neuralgraph.numerics.nuisance import Learned, Nuisance, learned_root
+
+if TYPE_CHECKING:
+    from neuralgraph.numerics.design import Candidate
 
 DETERMINED, COMBINATION, UNDETERMINED = "determined", "combination", "undetermined"
 STATUSES = (DETERMINED, COMBINATION, UNDETERMINED)
@@ -132,6 +136,9 @@ class Problem:
             say) is not what the user asked for; ``None``: one row for each parameter.
         run: Run of each frame, ``(n_frame,)`` long, or ``None``: residuals count as independent.
         nuisance: What else is learned from the same data, or ``None``.
+        quantity: What is measured of each variable, in words.
+        candidates: Further experiments, as ``equations`` takes them, in place of trajectories from
+            other starts; ``None``: these.
     """
 
     parameters: Parameters
@@ -151,6 +158,8 @@ class Problem:
     interpret: Callable[[Analysis], list[Row]] | None = None
     run: Tensor | None = None
     nuisance: Nuisance | None = None
+    quantity: str = "each derivative"
+    candidates: Callable[[], Sequence[Candidate]] | None = None
 
     @property
     def n_frame(self) -> int:
@@ -419,7 +428,7 @@ def relative_noise(problem: Problem, fraction: float) -> Noise:
     """Noise that is stated: the same fraction of each derivative's root mean square."""
     return Noise(
         fraction * row_size(problem.size),
-        f"stated: {100 * fraction:g} % of the root mean square of each derivative",
+        f"stated: {100 * fraction:g} % of the root mean square of {problem.quantity}",
     )
 
 
