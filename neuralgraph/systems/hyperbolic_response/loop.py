@@ -18,9 +18,12 @@ def train_residual(
     final_rate: NotNegative,
     clip_norm: Positive | None,
     consider_every: Count,
+    penalties: list[float],
 ) -> None:
-    """Shrinkage by theory, the rest by descent on every question, then gate and noise.
+    """Directions in closed form, the rest by descent on every question, then gate and noise.
 
+    The directions of the residual are weighted by theory (reliability shrinkage) and by ridge
+    regressions towards it and towards 0; descent goes on from what served held-out questions best.
     Gate and noise are closed form, from questions held out from each member of the ensemble.
 
     Args:
@@ -31,16 +34,23 @@ def train_residual(
         clip_norm: Largest gradient norm of each parameter of each single model, ``None`` for none.
         consider_every: Steps between two looks at held-out questions; the weights that serve them
             best are kept, for each form and fold.
+        penalties: Of the ridge regressions, in units of the squared length of a direction.
     """
     model: Any = session.model
     objective: Any = session.objective
     tasks = objective.tasks(model)
     if clip_norm is not None:
         clip_each_model(model, clip_norm)
-    with session.phase("shrinkage", train={}) as phase:
+    with session.phase("directions", train={}) as phase:
         for _ in phase.epochs(1):
-            model.trust_shrinkage()
+            trusted = model.trusted()
+            model.set_directions(trusted)
             model.consider(tasks)
+            for towards in (trusted, 0 * trusted):
+                for penalty in penalties:
+                    model.solve_directions(tasks, penalty=penalty, towards=towards)
+                    model.consider(tasks)
+            model.go_on_from_kept(tasks)
     with session.phase("residual", train={"weight": learning_rate}) as phase:
         for epoch in phase.epochs(n_epochs):
             share = epoch / max(n_epochs - 1, 1)

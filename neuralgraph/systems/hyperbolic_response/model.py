@@ -13,6 +13,7 @@ from neuralgraph.core.errors import ConfigError, nearest
 from neuralgraph.nn.hyperbolic import ManifoldName, geometry
 from neuralgraph.systems.hyperbolic_response.baselines import PREDICTORS
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseSpec
+from neuralgraph.systems.hyperbolic_response.metrics import pearson
 from neuralgraph.systems.hyperbolic_response.tasks import FEATURES, N_SCALAR, Tasks, TaskSettings
 
 GROUPS = ("full", "partial")
@@ -118,10 +119,14 @@ class ResponseModel(nn.Module):
         self.n_hidden, self.dim, self.n_layer = n_hidden, dim, n_layer
         self.space = geometry(manifold, curvature=1.0, learnable=False)
         index, weight = spec.graph.normalised()
-        self.register_buffer("edge_index", index)
-        self.register_buffer("edge_weight", weight.float())
-        self.register_buffer("node_code", _node_code(spec, dim))
-        self.register_buffer("perturbation_node", spec.perturbation_node)
+        near = _within(index, spec.perturbation_node.cpu(), spec.n_node, n_layer)
+        place = torch.full((spec.n_node,), -1)
+        place[near] = torch.arange(len(near))
+        inside = (place[index] >= 0).all(0)  # further nodes reach no perturbed gene
+        self.register_buffer("edge_index", place[index[:, inside]])
+        self.register_buffer("edge_weight", weight[inside].float())
+        self.register_buffer("node_code", _node_code(spec, dim)[near])
+        self.register_buffer("perturbation_node", place[spec.perturbation_node.cpu()])
         n_feature, m = len(FEATURES), self.n_model
         n_in = self.node_code.shape[1]
 
@@ -305,26 +310,65 @@ class ResponseModel(nn.Module):
         level = tasks.noise[:, :, None] + 1e-9
         return q * (a * level + b * delta.square() + c * ensemble)
 
-    @torch.no_grad()
-    def trust_shrinkage(self) -> None:
-        """Take the reliability shrinkage in full, as theory has it: where training goes from.
+    def trusted(self) -> Tensor:
+        """Weights of the directions by theory, ``(V, 1, 1, K)``: reliability shrinkage in full.
 
-        Against the very controls of the prediction they are exact; else those of the population
+        Against the very controls of the prediction these are exact; else those of the population
         count.
         """
-        shape = (self.n_form, self.n_fold, self.n_member)
-        constant = (self.weight["constant"] - self.get_buffer("start_constant")).unflatten(0, shape)
-        target = torch.zeros_like(constant)
-        target[0, ..., 0] = 1.0
-        target[1:, ..., 1] = 1.0
-        self.weight["constant"].add_((target - constant).flatten(0, 2))
-        self.get_buffer("anchor_constant").copy_(self.weight["constant"])
+        target = torch.zeros_like(self.weight["constant"][: self.n_form])
+        target[0, 0] = 1.0
+        target[1:, 1] = 1.0
+        return target[:, None, None]
+
+    @torch.no_grad()
+    def set_directions(self, value: Tensor) -> None:
+        """Weights of the directions for every perturbation alike, ``(V, F, M, K)`` or broadcast;
+        everything else as at the start.
+        """
+        shape = (self.n_form, self.n_fold, self.n_member, len(FEATURES))
+        for name, weight in self.weight.items():
+            weight.copy_(self.get_buffer(f"start_{name}"))
+        self.weight["constant"].add_(value.to(weight.dtype).expand(shape).flatten(0, 2))
+
+    @torch.no_grad()
+    def solve_directions(self, tasks: Tasks, *, penalty: float, towards: Tensor) -> None:
+        """Ridge regression of the residual on the directions, for every member.
+
+        Args:
+            tasks: Training questions.
+            penalty: In units of the mean squared length of a direction.
+            towards: Weights the penalty pulls to, ``(V, 1, 1, K)``.
+        """
+        feature, weight = tasks.feature.double(), tasks.weight.double()
+        left = (tasks.target - tasks.base).double()
+        gram = torch.einsum("vftgk,vftgl,vft->vftkl", feature, feature, weight)
+        right = torch.einsum("vftgk,vftg,vft->vftk", feature, left, weight)
+        member = torch.arange(self.n_member, device=weight.device)
+        learned = (tasks.chunk[:, None] != member[:, None]) & tasks.is_real[:, None]
+        share = learned.double()  # (F, M, T)
+        gram = torch.einsum("vftkl,fmt->vfmkl", gram, share)
+        right = torch.einsum("vftk,fmt->vfmk", right, share)
+        own = gram.diagonal(dim1=-2, dim2=-1)
+        ridge = penalty * own + 1e-6 * own.mean(-1, keepdim=True) + 1e-12
+        towards = towards.double()
+        solved = torch.linalg.solve(gram + torch.diag_embed(ridge), right + ridge * towards)
+        self.set_directions(solved)
+
+    @torch.no_grad()
+    def go_on_from_kept(self, tasks: Tasks) -> None:
+        """Take up the kept weights, and let the penalty of the objective pull to them."""
+        group = "full" if bool((tasks.is_full & tasks.is_real).any()) else "partial"
+        for name, value in self.weight.items():
+            value.copy_(self.get_buffer(f"{group}_{name}"))
+            self.get_buffer(f"anchor_{name}").copy_(value)
 
     @torch.no_grad()
     def consider(self, tasks: Tasks) -> Tensor:
         """Keep the weights of each form, fold and group where held-out questions are served better.
 
-        Better: by a paired one-sided t-test at 5 % over questions, against the weights kept so far.
+        Better than with the weights kept so far: squared error and correlation both gain on
+        average, and one of them by a paired one-sided t-test at 5 % over questions.
 
         Args:
             tasks: Training questions.
@@ -332,16 +376,23 @@ class ResponseModel(nn.Module):
             Mean relative error of held-out questions with the present weights, ``(V, F)``; 1 is
             the baseline's.
         """
-        now = _relative_error(tasks, _held_out(tasks, self.members(tasks)))
+        residual = _held_out(tasks, self.members(tasks))
+        now = _relative_error(tasks, residual), -_correlation(tasks, residual)
         for group in GROUPS:
-            before = _relative_error(tasks, _held_out(tasks, self.members(tasks, self.kept(group))))
+            residual = _held_out(tasks, self.members(tasks, self.kept(group)))
+            before = _relative_error(tasks, residual), -_correlation(tasks, residual)
             wanted = tasks.is_real & (tasks.is_full == (group == "full"))
-            mean, error = _mean_and_error(before - now, wanted)
-            needed = error * _t_quantile(wanted.sum(-1))
-            which = (mean > needed)[..., None].expand(-1, -1, self.n_member).flatten()
+            quantile = _t_quantile(wanted.sum(-1))
+            is_up = torch.ones_like(now[0][..., 0], dtype=torch.bool)
+            is_sure = torch.zeros_like(is_up)
+            for old, new in zip(before, now, strict=True):
+                mean, error = _mean_and_error(old - new, wanted)
+                is_up &= mean > 0
+                is_sure |= mean > error * quantile
+            which = (is_up & is_sure)[..., None].expand(-1, -1, self.n_member).flatten()
             for name, value in self.weight.items():
                 self.get_buffer(f"{group}_{name}")[which] = value.detach()[which]
-        return _mean_and_error(now, tasks.is_real)[0]
+        return _mean_and_error(now[0], tasks.is_real)[0]
 
     @torch.no_grad()
     def choose(self, tasks: Tasks) -> None:
@@ -349,7 +400,8 @@ class ResponseModel(nn.Module):
 
         The gate is the least-squares share of the held-out residual, within [0, 1], times
         max(0, 1 - 1/t²), t being mean gain over its standard error across conditions: a gain that
-        one condition makes alone is not believed.
+        one condition makes alone is not believed. It is 0 where the held-out correlation does not
+        gain.
 
         Args:
             tasks: Training questions.
@@ -359,7 +411,11 @@ class ResponseModel(nn.Module):
         left = tasks.target - tasks.base
         for group in range(2):
             wanted = tasks.is_real & (tasks.is_full if group == 0 else ~tasks.is_full)
-            self.gate[..., group] = _gate(left, residual, tasks.weight * wanted[None])
+            gate = _gate(left, residual, tasks.weight * wanted[None])
+            gained = _correlation(tasks, gate[..., None, None] * residual)
+            gained = gained - _correlation(tasks, torch.zeros_like(residual))
+            is_up = _mean_and_error(gained, wanted)[0] > 0
+            self.gate[..., group] = torch.where(is_up, gate, torch.zeros_like(gate))
         gate = torch.where(tasks.is_full[None], self.gate[..., :1], self.gate[..., 1:])
         delta = tasks.base + gate[..., None] * residual
         error = tasks.target - delta
@@ -388,6 +444,11 @@ def _held_out(tasks: Tasks, every: Tensor) -> Tensor:
 def _relative_error(tasks: Tasks, residual: Tensor) -> Tensor:
     """Squared error in shares of the baseline's, ``(V, F, T)``."""
     return (tasks.target - tasks.base - residual).square().mean(-1) * tasks.weight
+
+
+def _correlation(tasks: Tasks, residual: Tensor) -> Tensor:
+    """Pearson correlation of prediction and target over genes, 0 where undefined, (V, F, T)."""
+    return pearson(tasks.base + residual, tasks.target).nan_to_num(0.0)
 
 
 def _mean_and_error(values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -431,6 +492,15 @@ def _positive_fit(parts: Tensor, target: Tensor, level: Tensor) -> Tensor:
             share[i] = (rest / gram[i, i].clamp_min(1e-30)).clamp_min(0)
     share[0] = share[0].clamp_min(1e-3)
     return share
+
+
+def _within(index: Tensor, start: Tensor, n_node: int, n_step: int) -> Tensor:
+    """Nodes at most ``n_step`` edges from any of ``start``, sorted."""
+    is_near = torch.zeros(n_node, dtype=torch.bool)
+    is_near[start] = True
+    for _ in range(n_step):
+        is_near[index[0][is_near[index[1]]]] = True
+    return is_near.nonzero()[:, 0]
 
 
 def _node_code(spec: ResponseSpec, dim: int) -> Tensor:

@@ -19,6 +19,7 @@ from neuralgraph.systems.hyperbolic_response.baselines import (
     Known,
     additive,
     parts,
+    perturbed_mean,
     shrunk,
 )
 from neuralgraph.systems.hyperbolic_response.dataset import ConditionSet, Fold, ResponseData
@@ -36,6 +37,8 @@ FEATURES = (
     "product of the parts",
     "branch below common regulators",
     "masking along a path",
+    "each perturbation counts alike",
+    "combinations count too",
 )
 """Gene-wise directions a residual is composed of, in the order of ``Tasks.feature``."""
 N_SCALAR = 5
@@ -253,7 +256,8 @@ class Builder:
     ) -> Tasks:
         n_fold, n_form, spec = len(self.data.folds), self.n_form, self.data.spec
         width = max(max(len(h) for h in hot), 1)
-        n_key = max(len(k.delta) for k in self.known[0])
+        keys = [self._keys(f, hot[f]) for f in range(n_fold)]
+        n_key = max(max(map(len, keys)), 1)
         n_gene, n_pert, n_feature = spec.n_gene, spec.n_perturbation, len(FEATURES)
         n_loading = min(self.settings.n_loading, n_gene, min(len(k.delta) for k in self.known[0]))
         zeros = torch.zeros
@@ -272,18 +276,16 @@ class Builder:
         chunk = zeros(n_fold, width, dtype=torch.long)
         for f in range(n_fold):
             first = self.known[0][f]
-            n, n_here = len(hot[f]), len(first.delta)
-            value_hot[f, :n_here] = first.hot
+            n, n_here = len(hot[f]), len(keys[f])
+            value_hot[f, :n_here] = first.hot[keys[f]]
             all_hot[f, :n] = hot[f]
             is_real[f, :n] = True
             chunk[f, :n] = torch.arange(n) % self.settings.n_chunk
             for t in range(n):
-                asked = hot[f][t]
-                same_order = first.hot.sum(1) == asked.sum()
+                asked, near = hot[f][t], first.hot[keys[f]]
+                same_order = near.sum(1) == asked.sum()
                 apart = (
-                    (first.hot @ asked) == 0
-                    if float(asked.sum()) == 1
-                    else (first.hot != asked).any(1)
+                    (near @ asked) == 0 if float(asked.sum()) == 1 else (near != asked).any(1)
                 )
                 is_open[f, t, :n_here] = same_order & apart
             for v in range(n_form):
@@ -291,9 +293,10 @@ class Builder:
                 if rows is not None:
                     known, wanted = self._inner(f, v)
                 own = additive(known, known.hot, known.context)
-                value[v, f, :n_here] = torch.where(
+                response = torch.where(
                     (known.hot.sum(1) == 1)[:, None], known.delta, known.delta - own
                 )
+                value[v, f, :n_here] = response[keys[f]]
                 centred = known.delta - known.delta.mean(0)
                 vectors = torch.linalg.svd(centred, full_matrices=False).Vh
                 loading[v, f, :, :n_loading] = vectors[:n_loading].T
@@ -314,6 +317,11 @@ class Builder:
             base, target, feature, scalar, value, value_hot, is_open, all_hot, loading, weight,
             noise, is_full, chunk, is_real,
         )  # fmt: skip
+
+    def _keys(self, fold: int, hot: Tensor) -> list[int]:
+        """Known conditions that some question may borrow from: those of an order that is asked."""
+        orders = set(hot.sum(1).tolist())
+        return [i for i, n in enumerate(self.known[0][fold].hot.sum(1).tolist()) if n in orders]
 
     def _common_branch(self, hot: Tensor, fold: int) -> Tensor:
         """Where the regulators common to a pair reach, nearest ones first, ``(G,)``.
@@ -385,6 +393,7 @@ class Builder:
                 product,
                 self._common_branch(hot[0], fold) * scale,
                 self._masking(hot[0], pieces[0], fold),
+                *_other_means(known if form == 0 else population, hot, context, is_known),
             ],
             dim=-1,
         )
@@ -402,6 +411,25 @@ class Builder:
             ]
         )
         return base, features, numbers, full
+
+
+def _other_means(
+    known: Known, hot: Tensor, context: Tensor, is_known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What else could stand in for genes never perturbed alone, minus the perturbed mean, (G,).
+
+    The mean of single responses scaled to one size, so that none outweighs the others; and the mean
+    over all conditions, a combination counting for each of its genes.
+    """
+    near = known.same_context(int(context[0]))
+    mean = perturbed_mean(near, hot, context)[0]
+    order = near.hot.sum(1)
+    single = near.delta[order == 1] if bool((order == 1).any()) else near.delta
+    size = single.norm(dim=1, keepdim=True)
+    alike = (single / size.clamp_min(1e-9)).mean(0) * size.mean()
+    every = near.delta.sum(0) / order.sum().clamp_min(1)
+    missing = float(hot.sum() - is_known.sum())
+    return missing * (alike - mean), missing * (every - mean)
 
 
 def _pairs(pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:

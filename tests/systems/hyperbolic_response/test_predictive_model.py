@@ -68,7 +68,7 @@ def trained(
     session = Session(build(data, n_member=n_member), data, ResidualObjective(pull=1e-2), seed=1)
     train_residual(
         session, n_epochs=n_epochs, learning_rate=rate, final_rate=rate / 10, clip_norm=None,
-        consider_every=20,
+        consider_every=20, penalties=[0.1],
     )  # fmt: skip
     session.model.eval()
     return session
