@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, NotNegative
@@ -93,7 +94,12 @@ class CountedScreen:
             "state": truth.parameters["state"][rows],
             "attractor": truth.parameters["attractor"][rows],
         }
-        found = replace(found, provenance={**found.provenance, "seed": seed})
+        graph = dict(found.graph)
+        if self.reader.keep_cells:
+            graph["counts"] = torch.from_numpy(table.layers["counts"]).double()
+            graph["cell_batch"] = torch.from_numpy(table.obs["batch"].cat.codes.to_numpy().copy())
+            graph["cell_batch"] = graph["cell_batch"].long()
+        found = replace(found, graph=graph, provenance={**found.provenance, "seed": seed})
         return found, Truth(parameters=hidden, facts=dict(truth.facts))
 
     def reveal(

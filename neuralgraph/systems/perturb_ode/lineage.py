@@ -181,6 +181,7 @@ class LineageScreen:
                 "cells": clouds.flatten(0, 2).float(),
                 "cell_condition": row.flatten(),
                 "cell_day": day.flatten(),
+                "counts": self._counts(clouds.flatten(0, 2), row.flatten(), seed),
                 "target": 1 - production,
             },
             units={"time": "day", "state": "expression units"},
@@ -207,6 +208,14 @@ class LineageScreen:
         )
         return recording, truth
 
+    def _counts(self, cells: Tensor, condition: Tensor, seed: int) -> Tensor:
+        """The same cells, counted."""
+        run = condition.numpy()
+        counted = self.measurement(
+            cells.numpy() + FLOOR, 0 * run, run, numpy_generator(seed, "measurement")
+        )
+        return torch.from_numpy(counted.count).double()
+
     def reveal(
         self, recording: Recording, truth: Truth | None, /, *, edges: bool
     ) -> dict[str, Tensor]:
@@ -227,16 +236,10 @@ class LineageScreen:
 
         run = recording.graph["cell_condition"].numpy()
         day = recording.graph["cell_day"].numpy()
-        counted = self.measurement(
-            recording.graph["cells"].double().numpy(),
-            np.zeros(len(run), int),
-            run,
-            numpy_generator(int(recording.provenance["seed"]), "measurement"),
-        )
         labels = recording.provenance["conditions"]
         table = log_normalised(
             anndata.AnnData(
-                counted.count.astype(np.float32),
+                recording.graph["counts"].numpy().astype(np.float32),
                 obs=pd.DataFrame(
                     {
                         "perturbation": pd.Categorical([labels[r] for r in run]),

@@ -17,6 +17,7 @@ from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.lineage import CloudData, LineageField
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
 from neuralgraph.systems.perturb_ode.sequential import CommonChange, DayPairs
+from neuralgraph.systems.perturb_ode.vae import CellCounts, CountVAE
 from neuralgraph.viz.figure import Figure
 
 if TYPE_CHECKING:
@@ -571,3 +572,57 @@ def _arrow(
             "shrinkA": shrink, "shrinkB": shrink, "connectionstyle": "arc3,rad=0.08",
         },
     )  # fmt: skip
+
+
+class CountReporter:
+    """Latent cells by condition, factors of the batches, and the loss."""
+
+    def figures(
+        self,
+        model: CountVAE,
+        data: CellCounts,
+        truth: Truth | None,
+        scorecard: Scorecard,
+        folder: Path,
+    ) -> Iterator[Figure]:
+        """Draw into ``folder/figures``."""
+        from neuralgraph.viz import panels, style
+
+        out = folder / "figures"
+        test = data.rows(data.test_index if len(data.test_index) else data.train_index)
+        with torch.no_grad():
+            z = model.encode(test)[0].double().cpu()
+            factors = model.factors().log().double().cpu()
+        z = z - z.mean(0)
+        axes_of = torch.linalg.svd(z, full_matrices=False)[2][:2]
+        points = z @ axes_of.T
+        with style.house():
+            figure = style.canvas(height=3.4)
+            latent, batches = figure.subplots(1, 2)
+            for k, name in enumerate(data.conditions):
+                mine = points[test.condition.cpu() == k]
+                latent.scatter(
+                    mine[:, 0], mine[:, 1] if points.shape[1] > 1 else 0 * mine[:, 0], s=7, lw=0,
+                    alpha=0.7, color=style.SOFT if k == 0 else None, label=name,
+                )  # fmt: skip
+            latent.set(xlabel="latent component 1", ylabel="latent component 2")
+            latent.set_title("Held-out cells")
+            latent.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+            size = float(factors.abs().max().clamp_min(1e-3))
+            image = batches.imshow(
+                factors, aspect="auto", cmap=style.DIVERGING, vmin=-size, vmax=size
+            )
+            batches.set(xlabel="gene", ylabel="batch")
+            batches.set_title("Log factor of each batch")
+            figure.colorbar(image, ax=batches, shrink=0.8)
+            yield style.save(
+                figure, out / "latent.png", "Latent cells and batches",
+                "Left: means of the latent cells on their two main directions. Right: what each "
+                "batch does to each gene, beside the first batch.",
+            )  # fmt: skip
+            figure = style.canvas(width=5.4, height=3.0)
+            panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
+            yield style.save(
+                figure, out / "loss.png", "Training",
+                "Misfit of the counts and divergence from the prior, for each gene of a cell.",
+            )  # fmt: skip

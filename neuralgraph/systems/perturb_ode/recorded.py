@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,7 +125,13 @@ class SeriesReader:
             batch = self._labels(cells, self.batch_column)
             values = shifted_batches(values, batch, days, is_control, self.batch_column)
         found = sorted(set(zip(~is_control, condition, label, medium, strict=True)))
-        return self._statistics(values, condition, days, found, unique_days, names, source)
+        recording = self._statistics(values, condition, days, found, unique_days, names, source)
+        if self.keep_cells and "counts" in cells.layers and len(names) == cells.n_vars:
+            layer: Any = cells.layers["counts"]
+            dense = np.asarray(layer.todense() if hasattr(layer, "todense") else layer)
+            graph = {**recording.graph, "counts": torch.from_numpy(dense.astype(np.float64))}
+            recording = replace(recording, graph=graph)
+        return recording
 
     def _statistics(
         self,

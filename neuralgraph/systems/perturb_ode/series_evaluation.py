@@ -13,6 +13,7 @@ from neuralgraph.core.bounds import Count, Natural
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import torch_generator
+from neuralgraph.systems.perturb_ode.directional import DirectionalNetwork
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.glossary import SERIES
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
@@ -57,6 +58,7 @@ class SeriesEvaluator:
         field_ridge: Values of its ridge.
         field_power: Values of its power.
         n_bootstrap: Draws of perturbations for intervals.
+        twin: The neural twin of the local field, ``null`` to leave it out.
     """
 
     meanings = SERIES
@@ -73,6 +75,7 @@ class SeriesEvaluator:
         field_ridge: list[float],
         field_power: list[float],
         n_bootstrap: Count,
+        twin: DirectionalNetwork | None,
     ) -> None:
         self.every = every
         self.primary_metric = primary_metric
@@ -86,6 +89,7 @@ class SeriesEvaluator:
             "power": field_power,
         }
         self.n_bootstrap = n_bootstrap
+        self.twin = twin
 
     def __call__(
         self,
@@ -111,6 +115,12 @@ class SeriesEvaluator:
             "baseline": torch.tensor([series.error(baseline[h].prediction, h) for h in held]),
             "local_field": torch.tensor([series.error(field[h].prediction, h) for h in held]),
         }
+        if self.twin is not None:
+            twin = self.twin.nested(series, held)
+            errors = [series.error(twin[h].prediction, h) for h in held]
+            by_name["neural_twin"] = torch.tensor(errors)
+        else:
+            card.skip("test_mse_neural_twin", "evaluation.twin is null")
         noise = torch.tensor([series.noise(h) for h in held])
         curves = training_curves(model, data, log["store"]["curve"])
         chosen: list[str] = []
@@ -145,7 +155,9 @@ class SeriesEvaluator:
                 )
         card.add("target_noise", float(noise.mean()))
         reference = (by_name["reference_path"] - noise).sum()
-        for name in ("selected", "local_field", "baseline", "selected_ode", "standard", "ssP"):
+        rows = ("selected", "local_field", "neural_twin", "baseline", "selected_ode", "standard",
+                "ssP")  # fmt: skip
+        for name in rows:
             if f"test_mse_{name}" in card.metrics:
                 suffix = "" if name == "selected" else f"_{name}"
                 excess = (by_name[name] - noise).sum()
@@ -174,7 +186,7 @@ class SeriesEvaluator:
         row["noise of the target"] = card.metrics["target_noise"]
         card.facts["baselines"] = {
             f"test_mse_{name}": row
-            for name in ("selected", "local_field", "selected_ode", *model.arms)
+            for name in ("selected", "local_field", "neural_twin", "selected_ode", *model.arms)
             if f"test_mse_{name}" in card.metrics
         }
         return card
@@ -210,6 +222,8 @@ class SeriesEvaluator:
             "selected_vs_baseline": (by_name["selected"], baseline),
             "local_field_vs_baseline": (by_name["local_field"], baseline),
         }
+        if "neural_twin" in by_name:
+            pairs["neural_twin_vs_baseline"] = (by_name["neural_twin"], baseline)
         if "ssP" in by_name and "standard" in by_name:
             pairs["ssP_vs_standard"] = (by_name["ssP"], by_name["standard"])
         for name, (mine, other) in pairs.items():

@@ -243,3 +243,20 @@ def test_a_series_in_genes_takes_interventions_and_a_published_graph(cells, tmp_
     table.write_text("A\tB\tActivation\t1\n")
     with pytest.raises(DataError, match="no edge between the 6 measured genes"):
         prior_edges(str(table), recording.names)
+
+
+def test_the_neural_twin_reads_nothing_of_a_held_out_condition_but_its_first_day(cells):
+    from neuralgraph.systems.perturb_ode.directional import DirectionalNetwork
+
+    twin = DirectionalNetwork(
+        path="median", n_component=3, n_hidden=8, n_seed=2, n_epochs=20, learning_rate=0.02,
+        weight_decay=0.0, every=10,
+    )  # fmt: skip
+    series = series_of(read(cells[0]))
+    mean = series.mean.clone()
+    mean[2, 1:] += 3.0
+    other = Series(mean, series.covariance, series.n_cell, series.measured)
+    a, b = (twin.nested(one, range(4)) for one in (series, other))
+    torch.testing.assert_close(a[2].prediction, b[2].prediction)
+    assert a[2].settings == b[2].settings
+    assert not torch.allclose(a[0].prediction, b[0].prediction)
