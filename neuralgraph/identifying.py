@@ -123,6 +123,8 @@ def examine(
     why = ""
     if not len(problem.parameters):
         why = "nothing is to be found under this prior"
+    elif problem.equations is None:
+        why = "this model says nothing of states beyond those of the data"
     elif not can_be_scored(analysis):
         why = "too many parameters depend on each other for a quick answer"
     else:

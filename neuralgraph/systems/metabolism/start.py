@@ -155,6 +155,12 @@ def _decode_integers(
                     "metabolite), estimated from their fourth differences along each run; the "
                     "decoding uses every frame"
                 )
+                if data.dx_dt_source == "estimated":
+                    session.note(
+                        "that counts the noise as white; errors of derivatives estimated from "
+                        "noisy concentrations are smooth, so that it is too small, and the "
+                        "confidence of the coefficients too large"
+                    )
             session.store["sto_sub"] = torch.as_tensor(found.sto_sub)
             session.store["sto_all"] = torch.as_tensor(found.sto_all)
             session.store["confidence"] = torch.as_tensor(found.confidence)

@@ -57,6 +57,7 @@ def decode_open(
         log_k_range: log10 k considered.
     """
     from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
+    from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
     from neuralgraph.systems.metabolism.recovery_roles import recover_roles
     from neuralgraph.systems.metabolism.recovery_support import recover_support
 
@@ -68,6 +69,10 @@ def decode_open(
         name: getattr(model, name).cpu().numpy()
         for name in ("met_sub", "rxn_sub", "met_all", "rxn_all")
     }
+    noise = None
+    if data.dx_dt_source != "exact":
+        noise = derivative_noise(dx_dt, batch.run.cpu().numpy(), batch.frame.cpu().numpy())
+    noisy = noise is not None and is_noisy(dx_dt, noise)
     rng = numpy_generator(session.seed, "integer decoding")
     with session.phase("integer decoding", train={}) as phase:
         for _ in phase.epochs(1):
@@ -118,8 +123,9 @@ def decode_open(
             )
             if data.dx_dt_source != "exact":
                 session.note(
-                    "this search was made for exact derivatives: errors of estimated ones are not "
-                    "modelled in it"
+                    "this search of the integers was made for exact derivatives: errors of "
+                    "estimated or measured ones are not modelled in it (the fit of the law after "
+                    "it uses every frame where they are noisy)"
                 )
             session.log(median_residual=float(np.median(found.relative_residual)))
     kept = {name: session.store[name].numpy() for name in ("sto_sub", "sto_all")}
@@ -143,6 +149,9 @@ def decode_open(
                 n_rxn=spec.n_rxn,
                 rng=numpy_generator(session.seed, "rate law"),
                 n_step=budget.rounds(40),
+                # noise averages out over every frame, and a law of low degree is enough
+                max_frames=len(c) if noisy else 576,
+                degree=(6, 5, 4) if noisy else (10, 7, 6),
             )
             take_back(model.msg_mlp, msg_mlp)
             take_back(model.rate_mlp, rate_mlp)

@@ -177,3 +177,46 @@ def test_a_run_writes_the_network_and_says_what_was_read(tmp_path):
     lines = (tmp_path / "reactions.txt").read_text().splitlines()
     assert lines[0].startswith("r0: A <-> 20 B   [rate depends on D]")
     assert lines[1].startswith("r1: 2 B <-> C")
+
+
+def test_what_the_data_determine_of_s_beside_laws_of_their_own():
+    import yaml
+
+    from neuralgraph.config import CONFIG_FOLDER
+    from neuralgraph.numerics.information import analyse, relative_noise
+    from neuralgraph.systems.metabolism.own_identifiability import OwnRatesIdentifiability
+
+    with open(f"{CONFIG_FOLDER}/identifiability/metabolism_own_rates.yaml", encoding="utf-8") as f:
+        part = OwnRatesIdentifiability(
+            **{k: v for k, v in yaml.safe_load(f).items() if not k.startswith("_")}
+        )
+    data, S, _, truth = case()
+    model = model_of(data, degree=2)
+    with torch.no_grad():
+        model.sto_all.copy_(S[model.met_all, model.rxn_all])
+    problem = part.problem(model, data, None, is_fitted=False)
+    # one coefficient of each column holds its scale
+    assert sum(g == "stoichiometry" for g in problem.parameters.group) == 8 - 4
+    # the sensitivities are the differences of the prediction
+    batch = data.train
+    names = problem.parameters.name
+    at = names.index("S(B,r0)")
+    edge = int(((model.met_all == 1) & (model.rxn_all == 0)).nonzero())
+    found = torch.zeros(len(batch), 4, len(names), dtype=torch.float64)
+    for one in problem.design:
+        found[:, one.variable, one.columns] = one.jacobian()
+    with torch.no_grad():
+        before = model(batch.concentration, batch.inputs)
+        model.sto_all[edge] += 1
+        change = model(batch.concentration, batch.inputs) - before
+        model.sto_all[edge] -= 1
+        assert torch.allclose(found[..., at], change, atol=1e-10)
+        at = names.index("theta(r2,1)")
+        model.theta[(model.feature_rxn == 2).nonzero()[0]] += 1
+        change = model(batch.concentration, batch.inputs) - before
+    assert torch.allclose(found[..., at], change, atol=1e-10)
+    analysis = analyse(problem, relative_noise(problem, 0.01), rtol=1e-8)
+    rows = {r.parameter: r for r in analysis.rows()}
+    assert rows["S(B,r0)"].status == "determined" and rows["level(A)"].status == "determined"
+    with pytest.raises(ConfigError, match=r"identify\.at=prior"):
+        part.problem(model, data, truth, is_fitted=False)
