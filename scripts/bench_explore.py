@@ -42,6 +42,7 @@ SMALL = (
     "simulator.n_frame=75",
     "simulator.dt_min=0.2",
     "simulator.n_test_run=0",
+    "model.initial_log_k=[-2.0,-1.0]",  # in the range of the truth: see experiments/explore
     "evaluation.every=0",
     f"evaluation.primary_metric={METRIC}",
     "explore.n_epochs=1",
@@ -146,46 +147,77 @@ def interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     return float(np.median(values)), float(low), float(high)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Table of the best metric after some numbers of runs, and paired differences."""
-    console = Console()
-    rng = np.random.default_rng(0)
+def curves(rows: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Best so far by proposer, ``(n_repeat, n_run)``, over the repeats that all proposers have."""
     names = [p for p in PROPOSERS if any(r["proposer"] == p for r in rows)]
     lines = {
         p: {r["repeat"]: best_so_far(r["metric"]) for r in rows if r["proposer"] == p}
         for p in names
     }
     common = sorted(set.intersection(*(set(x) for x in lines.values())))
-    n = min(len(line) for x in lines.values() for line in x.values())
-    points = sorted({4, 8, 12, 16, 24, 32, n} & set(range(1, n + 1)))
+    n = min(len(lines[p][r]) for p in names for r in common)
+    return {p: np.array([lines[p][r][:n] for r in common]) for p in names}, common
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Table of the best metric after some numbers of runs, and paired differences."""
+    console = Console()
+    rng = np.random.default_rng(0)
+    best, common = curves(rows)
+    n = next(iter(best.values())).shape[1]
     table = Table(title=f"best {METRIC}: median over {len(common)} repeats [95 % interval]")
     table.add_column("runs", justify="right")
-    for name in names:
+    for name in best:
         table.add_column(name, justify="right")
-    for point in points:
-        cells = []
-        for name in names:
-            values = np.array([lines[name][r][point - 1] for r in common])
-            middle, low, high = interval(values, rng)
-            cells.append(f"{middle:.3f} [{low:.3f}, {high:.3f}]")
-        table.add_row(str(point), *cells)
+    for point in sorted({4, 8, 12, 16, 24, 32, n} & set(range(1, n + 1))):
+        cells = [interval(line[:, point - 1], rng) for line in best.values()]
+        table.add_row(str(point), *(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in cells))
     console.print(table)
-    if "rules" in names:
-        for other in (p for p in names if p != "rules"):
-            difference = np.array(
-                [lines["rules"][r][n - 1] - lines[other][r][n - 1] for r in common]
-            )
-            middle, low, high = interval(difference, rng)
-            wins = int((difference > 0).sum())
-            console.print(
-                f"rules minus {other} after {n} runs: {middle:+.3f} [{low:+.3f}, {high:+.3f}], "
-                f"better in {wins} of {len(common)}"
-            )
+    for other in best if "rules" in best else ():
+        if other == "rules":
+            continue
+        difference = best["rules"][:, -1] - best[other][:, -1]
+        middle, low, high = interval(difference, rng)
+        console.print(
+            f"rules minus {other} after {n} runs: {middle:+.3f} [{low:+.3f}, {high:+.3f}], "
+            f"better in {int((difference > 0).sum())} of {len(common)}"
+        )
     seconds = np.array([s for r in rows for s in r["cpu_s"]])
     console.print(
         f"{len(seconds)} runs, {np.median(seconds):.2f} s of CPU each (median), "
         f"{seconds.max():.1f} s at most"
     )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Best metric against number of runs, and the paired differences, with intervals."""
+    from neuralgraph.viz import style
+
+    rng = np.random.default_rng(0)
+    best, common = curves(rows)
+    runs = np.arange(1, next(iter(best.values())).shape[1] + 1)
+    with style.house():
+        figure = style.canvas(height=2.9)
+        left, right = figure.subplots(1, 2)
+        for number, (name, line) in enumerate(best.items()):
+            drawn = np.array([interval(column, rng) for column in line.T])
+            left.plot(runs, drawn[:, 0], color=style.CYCLE[number], label=name)
+            left.fill_between(
+                runs, drawn[:, 1], drawn[:, 2], color=style.CYCLE[number], alpha=0.15, lw=0
+            )
+            if name == "rules":
+                continue
+            drawn = np.array([interval(column, rng) for column in (best["rules"] - line).T])
+            right.plot(runs, drawn[:, 0], color=style.CYCLE[number], label=f"rules − {name}")
+            right.fill_between(
+                runs, drawn[:, 1], drawn[:, 2], color=style.CYCLE[number], alpha=0.15, lw=0
+            )
+        right.axhline(0, color=style.INK, lw=0.8, ls="--")
+        left.set(title="Best so far", xlabel="runs", ylabel=METRIC)
+        right.set(title=f"Paired over {len(common)} repeats", xlabel="runs", ylabel="difference")
+        left.legend(loc="lower right")
+        right.legend(loc="upper left")
+        style.save(figure, path, "Rules, random search and TPE", "Median and 95 % interval.")
 
 
 def main() -> None:
@@ -198,10 +230,14 @@ def main() -> None:
     parser.add_argument("--proposers", default=",".join(PROPOSERS))
     parser.add_argument("--out", type=Path, default=Path("bench_explore.jsonl"))
     parser.add_argument("--show", type=Path, help="only show a finished comparison")
+    parser.add_argument("--figure", type=Path, help="with --show: draw the curves here")
     parser.add_argument("overrides", nargs="*", help="more overrides, such as explore.ucb_c=0.5")
     options = parser.parse_args()
     if options.show:
-        show(load(options.show))
+        rows = load(options.show)
+        show(rows)
+        if options.figure:
+            draw(rows, options.figure)
         return
     with tempfile.TemporaryDirectory(prefix="neuralgraph_bench_data_") as data:
         for repeat in range(options.first, options.first + options.repeats):
