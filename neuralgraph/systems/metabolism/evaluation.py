@@ -46,6 +46,11 @@ STOICHIOMETRY_METRICS = (
 )
 TRIVIAL_METRICS = ("stoichiometry_R2_trivial", "exact_edges_trivial")
 ORACLE_METRICS = ("exact_edges_oracle", "exact_edges_identifiable_oracle")
+RENAMED_METRICS = (
+    "support_f1_renamed",
+    "exact_edges_renamed",
+    "exact_edges_identifiable_renamed",
+)
 FRACTIONS = ("identifiable_fraction_edges", "identifiable_fraction_columns")
 RATE_METRICS = (
     "rate_constants_R2",
@@ -264,6 +269,7 @@ class MetabolismEvaluator:
             *RATE_METRICS,
             "sign_accuracy",
             "support_f1",
+            *RENAMED_METRICS,
             "identifiable_fraction_k",
             "rate_constants_R2_ceiling",
         )
@@ -338,7 +344,7 @@ class MetabolismEvaluator:
         spec = data.spec
         if is_stoichiometry_given(data):
             skipped = (*STOICHIOMETRY_METRICS, *TRIVIAL_METRICS, *ORACLE_METRICS)
-            for name in (*skipped, "sign_accuracy", "support_f1"):
+            for name in (*skipped, "sign_accuracy", "support_f1", *RENAMED_METRICS):
                 card.skip(name, "the stoichiometry is given")
             return
         scores = metrics.stoichiometry_scores(gauged, network, is_identifiable=found.column)
@@ -349,9 +355,11 @@ class MetabolismEvaluator:
         else:
             self._add(card, "sign_accuracy", scores["sign_accuracy"], "no edge to count")
         if spec.has_support:
-            card.skip("support_f1", "the support is given")
+            for name in ("support_f1", *RENAMED_METRICS):
+                card.skip(name, "the support is given")
         else:
-            self._add(card, "support_f1", scores["support_f1"], "no edge to count")
+            for name in ("support_f1", *RENAMED_METRICS):
+                self._add(card, name, scores[name], "no edge to count")
             every_pair = torch.ones(network.n_met, network.n_rxn)
             baselines["support_f1"] = {
                 "every pair": metrics.support_f1(every_pair, network.matrix())

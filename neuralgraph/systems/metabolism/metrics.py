@@ -26,6 +26,9 @@ alike, each from its own rate law.
 ``stoichiometry_R2_refit``      R² of the refitted line over the true support, gauge as trained
 ``sign_accuracy``               share of true edges whose sign is right; not where roles are given
 ``support_f1``                  F1 of the non-zero integers; not where the support is given
+``…_renamed``                   the same after reactions with equal substrates have exchanged their
+                                names so as to fit the truth best; only where the support is not
+                                given: nothing then says which of them is which
 ``exact_edges``                 share of true edges whose integer is right
 ``exact_columns``               share of reactions all of whose entries are right
 ``…_identifiable``              the same, over what prior and noise-free data determine
@@ -244,7 +247,7 @@ def stoichiometry_scores(
         is_identifiable: ``(n_rxn,)`` bool, from :func:`identifiability`.
     Returns:
         Score by name, ``nan`` where a score has no entries; ``sign_accuracy`` and ``support_f1``
-        included, which the evaluator drops where the prior makes them void.
+        and the renamed scores included, which the evaluator drops where the prior makes them void.
     """
     truth = network.matrix()
     value, integer = estimate.dense(estimate.value), estimate.dense(estimate.integer)
@@ -267,11 +270,35 @@ def stoichiometry_scores(
     for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
         scores[f"exact_edges{suffix}"] = _mean(is_right[met, rxn][columns[rxn]])
         scores[f"exact_columns{suffix}"] = _mean(is_right.all(0)[columns])
+    renamed = _renamed(integer, network)
+    is_right = (renamed == truth)[met, rxn]
+    scores["support_f1_renamed"] = support_f1(renamed, truth)
+    scores["exact_edges_renamed"] = _mean(is_right[counted[rxn]])
     on = (counted & is_identifiable)[rxn]
+    scores["exact_edges_identifiable_renamed"] = _mean(is_right[on])
     scores["stoichiometry_R2_identifiable"] = r2_identity(
         on_support[on], true[on], per_variable=False
     )
     return scores
+
+
+def _renamed(integer: Tensor, network: ReactionNetwork) -> Tensor:
+    """Columns of reactions with equal substrates, exchanged so as to fit the truth best."""
+    from scipy.optimize import linear_sum_assignment
+
+    truth, out = network.matrix(), integer.clone()
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for j in range(network.n_rxn):
+        substrates = sorted(set(network.met_sub[network.rxn_sub == j].tolist()))
+        groups.setdefault(tuple(substrates), []).append(j)
+    for group in groups.values():
+        if len(group) > 1:
+            own, true = integer[:, group], truth[:, group]
+            used = (own[:, :, None] != 0) | (true[:, None, :] != 0)
+            wrong = ((own[:, :, None] != true[:, None, :]) & used).sum(0)
+            source, target = linear_sum_assignment(wrong.numpy())
+            out[:, [group[t] for t in target]] = own[:, source]
+    return out
 
 
 def trivial_stoichiometry_scores(

@@ -29,6 +29,7 @@ from neuralgraph.systems.metabolism.recovery_columns import (
 
 Array = np.ndarray
 CHUNK = 256
+MOST_STARTS = 6
 MOST_SPLIT = 6
 """Products that several reactions share at most where all ways to share them are tried."""
 
@@ -185,8 +186,12 @@ class _Rest:
             k=np.r_[self.k, k],
         )
 
-    def best_pair(self, x: Array, code: Array, codes: Array) -> tuple[int, int, float, float]:
+    def best_pair(
+        self, x: Array, code: Array, codes: Array
+    ) -> tuple[float, int, int, float, float]:
         """Two columns, and their rate constants, that explain most with all k solved again.
+
+        What is explained comes first, comparable between different reactions outside the pair.
 
         Args:
             x: Candidates, signed coefficients, ``(n_candidate, n_met)``.
@@ -224,7 +229,7 @@ class _Rest:
             at = np.unravel_index(int(gain.argmax()), gain.shape)
             if gain[at] > best[0]:
                 best = (float(gain[at]), start + int(at[0]), int(at[1]), k1[at], k2[at])
-        return best[1], best[2], float(best[3]), float(best[4])
+        return best[0] + float(b @ inverse @ b), best[1], best[2], float(best[3]), float(best[4])
 
 
 def _split_group(
@@ -248,17 +253,24 @@ def _split_group(
     code = np.array([number[table.rate[int(q)][1]] for q in table.code])
     x = np.zeros((len(table.table), data.y.shape[0]))
     x[:, table.met] = table.table
-    chosen: dict[int, tuple[int, float]] = {}
+    best: tuple[float, dict[int, tuple[int, float]]] = (-np.inf, {})
     pairs = list(itertools.combinations(member, 2))
-    for one, two in pairs if len(member) == 2 else 2 * pairs:
-        rest = data
-        for j in set(chosen) - {one, two}:
-            q, k = chosen[j]
-            rest = rest.add(x[q], codes[code[q]], k)
-        a, b, k1, k2 = rest.best_pair(x, code, codes)
-        chosen[one], chosen[two] = (a, k1), (b, k2)
+    # more than two: pair after pair, from several beginnings
+    for first in range(min(len(pairs), MOST_STARTS)):
+        chosen: dict[int, tuple[int, float]] = {}
+        value = 0.0
+        order = pairs[first:] + pairs[:first]
+        for one, two in order if len(pairs) == 1 else 3 * order:
+            rest = data
+            for j in set(chosen) - {one, two}:
+                q, k = chosen[j]
+                rest = rest.add(x[q], codes[code[q]], k)
+            value, a, b, k1, k2 = rest.best_pair(x, code, codes)
+            chosen[one], chosen[two] = (a, k1), (b, k2)
+        if value > best[0]:
+            best = (value, chosen)
     out = {}
-    for j, (q, k) in chosen.items():
+    for j, (q, k) in best[1].items():
         on = np.flatnonzero(x[q])
         out[j] = (ReactionAnswer(on, x[q, on].astype(int), subs, column.rate[code[q]][1]), k)
     return out

@@ -192,6 +192,28 @@ def test_unknown_support_counts_missing_and_spurious_edges():
     assert "1 by support" in str(errors) and "1 edges are spurious" in str(errors)
 
 
+def test_reactions_with_equal_substrates_may_exchange_their_names():
+    net = network([{0: -1, 1: 1}, {0: -1, 2: 2}, {3: -1, 1: 1}])
+    dense = net.matrix()[:, [1, 0, 2]]
+    met, rxn = dense.nonzero(as_tuple=True)
+    fixed = metrics.fix_gauge(
+        met,
+        rxn,
+        dense[met, rxn],
+        n_met=net.n_met,
+        n_rxn=3,
+        substrate=None,
+        max_coefficient=2,
+        is_support_given=False,
+    )
+    scores = metrics.stoichiometry_scores(
+        fixed, net, is_identifiable=torch.tensor([False, False, True])
+    )
+    assert scores["support_f1"] == pytest.approx(4 / 6)
+    assert scores["support_f1_renamed"] == scores["exact_edges_renamed"] == 1
+    assert scores["exact_edges_identifiable_renamed"] == 1
+
+
 def test_non_integer_columns_and_empty_reactions_are_not_counted_as_exact():
     net = network([{0: -1, 1: 0.5}, {1: -1, 2: 2}])
     assert metrics.counted_columns(net).tolist() == [False, True]
