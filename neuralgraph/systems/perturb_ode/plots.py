@@ -597,28 +597,34 @@ class CountReporter:
         axes_of = torch.linalg.svd(z, full_matrices=False)[2][:2]
         points = z @ axes_of.T
         with style.house():
-            figure = style.canvas(height=3.4)
-            latent, batches = figure.subplots(1, 2)
+            has_batches = data.spec.n_batch > 1
+            figure = style.canvas(width=style.WIDTH if has_batches else 4.6, height=3.8)
+            panes = figure.subplots(1, 2 if has_batches else 1, squeeze=False)[0]
+            latent = panes[0]
+            n_colour = len(style.CYCLE)
             for k, name in enumerate(data.conditions):
                 mine = points[test.condition.cpu() == k]
                 latent.scatter(
-                    mine[:, 0], mine[:, 1] if points.shape[1] > 1 else 0 * mine[:, 0], s=7, lw=0,
-                    alpha=0.7, color=style.SOFT if k == 0 else None, label=name,
+                    mine[:, 0], mine[:, 1] if points.shape[1] > 1 else 0 * mine[:, 0], s=9, lw=0,
+                    alpha=0.7, marker="o^s*"[(k - 1) // n_colour % 4] if k else "o", label=name,
+                    color=style.CYCLE[(k - 1) % n_colour] if k else style.SOFT,
                 )  # fmt: skip
             latent.set(xlabel="latent component 1", ylabel="latent component 2")
             latent.set_title("Held-out cells")
-            latent.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
-            size = float(factors.abs().max().clamp_min(1e-3))
-            image = batches.imshow(
-                factors, aspect="auto", cmap=style.DIVERGING, vmin=-size, vmax=size
-            )
-            batches.set(xlabel="gene", ylabel="batch")
-            batches.set_title("Log factor of each batch")
-            figure.colorbar(image, ax=batches, shrink=0.8)
+            latent.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+            if has_batches:
+                size = float(factors.abs().max().clamp_min(1e-3))
+                image = panes[1].imshow(
+                    factors, aspect="auto", cmap=style.DIVERGING, vmin=-size, vmax=size
+                )
+                panes[1].set(xlabel="gene", ylabel="batch")
+                panes[1].set_yticks(range(len(factors)))
+                panes[1].set_title("Log factor of each batch")
+                figure.colorbar(image, ax=panes[1], shrink=0.8)
             yield style.save(
                 figure, out / "latent.png", "Latent cells and batches",
-                "Left: means of the latent cells on their two main directions. Right: what each "
-                "batch does to each gene, beside the first batch.",
+                "Means of the latent cells on their two main directions; where there are batches, "
+                "what each does to each gene beside the first.",
             )  # fmt: skip
             figure = style.canvas(width=5.4, height=3.0)
             panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
