@@ -24,6 +24,6 @@ MEANINGS = {
     "attractor_recall": "share of the true attractors that the learned network has",
     "attractor_precision": "share of the learned attractors that are true ones",
     "seen_fraction": "share of all states that occur in training: the rest is extrapolation",
-    "final_loss": "loss at the end of training; after stage 5 the share of its proposals that miss",
+    "final_loss": "loss at the end of training",
 }
 """One sentence by metric, shown beside its value."""
