@@ -519,7 +519,8 @@ def _fill(
         gate = predicted.gate[form, f, :n, None].double().cpu()
         rows.setdefault("gate", []).append(gate)
         shift = population_control(known)[0] if form > 0 else torch.zeros_like(known.control)
-        put("level", gate * shift[context])
+        full = tasks.is_full[f, :n, None].double()  # elsewhere controls are taken as they are
+        put("level", gate * full * shift[context])
     table = {name: torch.cat(parts) for name, parts in rows.items()}
     for name in ("ours", *PREDICTORS):
         judged.prediction.setdefault(name, []).append(table[name])

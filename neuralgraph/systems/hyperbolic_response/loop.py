@@ -7,6 +7,7 @@ from typing import Any
 
 from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
 from neuralgraph.core.errors import ConfigError
+from neuralgraph.systems.hyperbolic_response.tasks import DIRECTION_SETS
 from neuralgraph.training.session import Session
 
 
@@ -22,8 +23,9 @@ def train_residual(
 ) -> None:
     """Directions in closed form, the rest by descent on every question, then gate and noise.
 
-    The directions of the residual are weighted by theory (reliability shrinkage) and by ridge
-    regressions towards it and towards 0; descent goes on from what served held-out questions best.
+    The directions of the residual are weighted by theory (reliability shrinkage), then by ridge
+    regressions of one set of directions after another on what is left; each step is taken where
+    held-out questions gain, and descent goes on from there.
     Gate and noise are closed form, from questions held out from each member of the ensemble.
 
     Args:
@@ -43,12 +45,11 @@ def train_residual(
         clip_each_model(model, clip_norm)
     with session.phase("directions", train={}) as phase:
         for _ in phase.epochs(1):
-            trusted = model.trusted()
-            model.set_directions(trusted)
-            model.consider(tasks)
-            for towards in (trusted, 0 * trusted):
+            model.set_directions(model.trusted())
+            model.consider(tasks, is_theory=True)
+            for free in DIRECTION_SETS:
                 for penalty in penalties:
-                    model.solve_directions(tasks, penalty=penalty, towards=towards)
+                    model.solve_directions(tasks, penalty=penalty, free=free)
                     model.consider(tasks)
             model.go_on_from_kept(tasks)
     with session.phase("residual", train={"weight": learning_rate}) as phase:

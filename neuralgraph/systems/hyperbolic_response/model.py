@@ -332,14 +332,18 @@ class ResponseModel(nn.Module):
         self.weight["constant"].add_(value.to(weight.dtype).expand(shape).flatten(0, 2))
 
     @torch.no_grad()
-    def solve_directions(self, tasks: Tasks, *, penalty: float, towards: Tensor) -> None:
-        """Ridge regression of the residual on the directions, for every member.
+    def solve_directions(self, tasks: Tasks, *, penalty: float, free: tuple[int, ...]) -> None:
+        """Ridge regression on some directions of what the kept weights leave, for every member.
 
         Args:
             tasks: Training questions.
-            penalty: In units of the mean squared length of a direction.
-            towards: Weights the penalty pulls to, ``(V, 1, 1, K)``.
+            penalty: In units of the squared length of a direction.
+            free: Columns of the directions that move; the others keep their weights.
         """
+        group = self._group(tasks)
+        shape = (self.n_form, self.n_fold, self.n_member)
+        kept = self.get_buffer(f"{group}_constant") - self.get_buffer("start_constant")
+        kept = kept.unflatten(0, shape).double()
         feature, weight = tasks.feature.double(), tasks.weight.double()
         left = (tasks.target - tasks.base).double()
         gram = torch.einsum("vftgk,vftgl,vft->vftkl", feature, feature, weight)
@@ -349,29 +353,39 @@ class ResponseModel(nn.Module):
         share = learned.double()  # (F, M, T)
         gram = torch.einsum("vftkl,fmt->vfmkl", gram, share)
         right = torch.einsum("vftk,fmt->vfmk", right, share)
-        own = gram.diagonal(dim1=-2, dim2=-1)
+        right = right - (gram @ kept[..., None])[..., 0]
+        column = list(free)
+        part = gram[..., column, :][..., column]
+        own = part.diagonal(dim1=-2, dim2=-1)
         ridge = penalty * own + 1e-6 * own.mean(-1, keepdim=True) + 1e-12
-        towards = towards.double()
-        solved = torch.linalg.solve(gram + torch.diag_embed(ridge), right + ridge * towards)
-        self.set_directions(solved)
+        moved = torch.linalg.solve(part + torch.diag_embed(ridge), right[..., column])
+        value = kept.clone()
+        value[..., column] = value[..., column] + moved
+        self.set_directions(value)
+
+    def _group(self, tasks: Tasks) -> str:
+        """The group of questions that training looks at first."""
+        return "full" if bool((tasks.is_full & tasks.is_real).any()) else "partial"
 
     @torch.no_grad()
     def go_on_from_kept(self, tasks: Tasks) -> None:
         """Take up the kept weights, and let the penalty of the objective pull to them."""
-        group = "full" if bool((tasks.is_full & tasks.is_real).any()) else "partial"
+        group = self._group(tasks)
         for name, value in self.weight.items():
             value.copy_(self.get_buffer(f"{group}_{name}"))
             self.get_buffer(f"anchor_{name}").copy_(value)
 
     @torch.no_grad()
-    def consider(self, tasks: Tasks) -> Tensor:
+    def consider(self, tasks: Tasks, *, is_theory: bool = False) -> Tensor:
         """Keep the weights of each form, fold and group where held-out questions are served better.
 
         Better than with the weights kept so far: squared error and correlation both gain on
-        average, and one of them by a paired one-sided t-test at 5 % over questions.
+        average, the correlation by a paired one-sided t-test at 5 % over questions. Weights that
+        theory gives, and no data chose, need not pass the test.
 
         Args:
             tasks: Training questions.
+            is_theory: Whether the present weights are those of :meth:`trusted`.
         Returns:
             Mean relative error of held-out questions with the present weights, ``(V, F)``; 1 is
             the baseline's.
@@ -379,16 +393,18 @@ class ResponseModel(nn.Module):
         residual = _held_out(tasks, self.members(tasks))
         now = _relative_error(tasks, residual), -_correlation(tasks, residual)
         for group in GROUPS:
+            wanted = tasks.is_real & (tasks.is_full == (group == "full"))
+            if not bool(wanted.any()):
+                continue
             residual = _held_out(tasks, self.members(tasks, self.kept(group)))
             before = _relative_error(tasks, residual), -_correlation(tasks, residual)
-            wanted = tasks.is_real & (tasks.is_full == (group == "full"))
             quantile = _t_quantile(wanted.sum(-1))
             is_up = torch.ones_like(now[0][..., 0], dtype=torch.bool)
-            is_sure = torch.zeros_like(is_up)
-            for old, new in zip(before, now, strict=True):
+            is_sure = torch.full_like(is_up, is_theory)
+            for old, new in zip(before, now, strict=True):  # the correlation comes last
                 mean, error = _mean_and_error(old - new, wanted)
                 is_up &= mean > 0
-                is_sure |= mean > error * quantile
+            is_sure |= mean > error * quantile
             which = (is_up & is_sure)[..., None].expand(-1, -1, self.n_member).flatten()
             for name, value in self.weight.items():
                 self.get_buffer(f"{group}_{name}")[which] = value.detach()[which]

@@ -41,6 +41,9 @@ FEATURES = (
     "combinations count too",
 )
 """Gene-wise directions a residual is composed of, in the order of ``Tasks.feature``."""
+DIRECTION_SETS = ((2, 3), (4, 5), (6, 7, 8), (9, 10), (11, 12), (0, 1), tuple(range(13)))
+"""Columns of ``FEATURES`` that are tried together: the own gene, the graph, the parts of a pair,
+classical epistasis, other means, shrinkage, everything."""
 N_SCALAR = 5
 """Numbers that describe a question as a whole, ``Tasks.scalar``."""
 
@@ -367,10 +370,12 @@ class Builder:
         """Baseline ``(G,)``, features ``(G, K)``, scalars and whether all parts are known."""
         base = PREDICTORS[self.settings.baseline](known, hot, context)[0]
         exact = shrunk(known, control_is_exact=True)
-        population = shrunk(known, control_is_exact=False)
+        # The controls are shrunk towards the median perturbation where the parts are known. Where
+        # they are not, what all perturbations share is the whole prediction, and must stay.
+        full = bool((parts(known, hot, context)[1][0] == (hot[0] > 0)).all())
+        population = shrunk(known, control_is_exact=False) if full else exact
         clean = exact if form == 0 else population
         pieces, is_known = parts(clean, hot, context)
-        full = bool((is_known[0] == (hot[0] > 0)).all())
         column = known.gene_of
         own = torch.zeros_like(base)
         touched = [int(column[p]) for p in hot[0].nonzero()[:, 0] if int(column[p]) >= 0]
