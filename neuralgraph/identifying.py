@@ -314,9 +314,10 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     coverage = summary.get("coverage")
     if coverage and coverage["mean"] is not None:
         result.append(
-            f"Checked by {coverage['n_replicate']} refits of data with fresh noise: the 95 % "
-            f"intervals held the value in {100 * coverage['mean']:.1f} % of the cases (mean over "
-            f"{coverage['n_parameter']} determined parameters, lowest "
+            f"Checked by {coverage['n_replicate']} refits of data with fresh noise"
+            f"{', what else is learned held as it is' if design.get('is_law_held') else ''}: "
+            f"the 95 % intervals held the value in {100 * coverage['mean']:.1f} % of the cases "
+            f"(mean over {coverage['n_parameter']} determined parameters, lowest "
             f"{100 * coverage['lowest']:.1f} %)."
         )
     return result

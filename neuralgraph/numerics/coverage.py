@@ -61,7 +61,9 @@ def monte_carlo(
     Gauss–Newton from the true point, with sensitivities taken anew at every step.
 
     Args:
-        analysis: Whose standard errors are checked; its point of linearisation is the truth.
+        analysis: Whose standard errors are checked; its point of linearisation is the truth. What
+            else is learned (``problem.nuisance``) is held, in the refits and in the errors that
+            they are compared with; combinations are then left out.
         n_replicate: Number of data sets.
         generator: Source of the noise.
         n_step: Gauss–Newton steps at most.
@@ -92,12 +94,13 @@ def monte_carlo(
                 fitted.append(value)
     estimate = torch.stack(fitted)
     alone = analysis.is_determined()
-    error = analysis.standard_error[alone]
+    held = analysis.standard_error if analysis.learned is None else analysis.held_error
+    error = held[alone]
     away = estimate[:, alone] - truth[alone]
     covered = (away.abs() <= TWO_SIDED_95 * error).double().mean(0)
     spread = away.square().mean(0).sqrt()
     inside: list[float] = []
-    for one in analysis.combinations:
+    for one in analysis.combinations if analysis.learned is None else ():
         members = torch.tensor(one.members)
         shift = (estimate[:, members] - truth[members]) @ one.weight
         inside.append(float((shift.abs() <= TWO_SIDED_95 * one.standard_error).double().mean()))

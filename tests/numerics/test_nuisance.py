@@ -136,3 +136,13 @@ def test_residuals_alike_within_runs_count_as_fewer():
     long = replace(problem, design=base, residual=left, nuisance=None)
     ratio = residual_noise(replace(long, run=run)).sd / residual_noise(long).sd
     assert float(ratio[0]) == pytest.approx(10**0.5, rel=0.01) and float(ratio[1]) < 1.15
+
+
+def test_refits_hold_what_else_is_learned():
+    from neuralgraph.numerics.coverage import monte_carlo
+
+    problem, noise = case()
+    found = analyse(replace(problem, residual=None), noise, rtol=1e-8)
+    known = analyse(replace(problem, residual=None, nuisance=None), noise, rtol=1e-8)
+    one, two = (monte_carlo(x, 300, torch.Generator().manual_seed(2)) for x in (found, known))
+    assert one.mean == two.mean and 0.9 < one.mean < 0.98
