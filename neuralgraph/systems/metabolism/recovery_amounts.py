@@ -19,7 +19,7 @@ import numpy as np
 Array = np.ndarray
 LEAST_SHARE = 0.05
 """Share of the squared residual that a further reaction must explain."""
-LEAST_SIGNAL = 5.0
+LEAST_SIGNAL = 4.0
 """Amount over its error below which a product is dropped."""
 MOST_REACTIONS = 40
 """Reactions of a row at most."""
@@ -121,10 +121,13 @@ class RatePursuit:
             if not len(rows):
                 continue
             size, error = np.abs(found.value[rows, j]), 3 * found.error[rows, j]
-            least = max(float((size - error).max()) / 2, 0.0)
-            most = max(float((size + error).min()), least, 1e-12)
+            # where the reaction is seen best
+            clear = int(np.argmin(error / np.maximum(size, 1e-12)))
+            least = max(float(size[clear] - error[clear]) / 2, 0.0)
             low[j] = 0.8 * least if self.is_single[j] else 0.0
-            high[j] = 2.4 * most
+            high[j] = 2.4 * max(float(size[clear] + error[clear]), 1e-12)
+            if size[clear] < error[clear]:  # hardly seen
+                high[j] *= 10
         return low, high
 
 

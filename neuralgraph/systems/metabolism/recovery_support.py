@@ -48,6 +48,8 @@ from neuralgraph.systems.metabolism.recovery_twins import (
 
 Array = np.ndarray
 Log = Callable[[str], None]
+CLEAR = 10.0
+"""Amount over its error above which a product is not in question."""
 
 
 def recover_support(
@@ -94,7 +96,7 @@ def recover_support(
         n_scan: Rate laws tried, those nearest to the shape that the first step learned.
         n_anneal: As there.
         n_turn: Turns of the second step at most.
-        n_sharpen: Rounds of the last step at most.
+        n_sharpen: Twice the rounds of the last step at most.
         log: Called with one line of text per stage.
 
     Returns:
@@ -156,7 +158,7 @@ def recover_support(
         amount = seen.value
         if not n_new and not n_gone:
             break
-    found, place = decoded(amount, max(1, n_sharpen // 4))
+    found, place = decoded(amount, 1)
     seen = _look_again(found, place, groups, amount, n_met)
     decoder = found.decoder
     assert isinstance(decoder, ColumnDecoder)
@@ -167,10 +169,11 @@ def recover_support(
     n_open = 0
     for g, member in enumerate(groups.member):
         was, now = np.flatnonzero(amount[:, g] > 0), np.flatnonzero(seen.value[:, g] > 0)
+        weak = now[seen.value[now, g] < CLEAR * seen.error[now, g]]
         for j in member:
             if len(member) == 1:
                 answer, k[j] = merged_answers[place[g][0]], found.k[place[g][0]]
-                question = np.setxor1d(was, now)
+                question = np.union1d(np.setxor1d(was, now), weak)
             else:
                 answer, k[j] = apart[j]
                 question = np.union1d(was, now)
@@ -185,7 +188,7 @@ def recover_support(
         rng=rng,
         sharp_degree=sharp_degree,
         max_frames=max_frames,
-        n_round=max(1, n_sharpen),
+        n_round=max(1, n_sharpen // 2),
         log=say,
     )
     return network_of(problem, found)
