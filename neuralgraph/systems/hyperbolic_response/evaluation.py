@@ -484,9 +484,7 @@ def judge(
     return judged
 
 
-def _fill(
-    judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks, form: int
-) -> None:
+def _fill(judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks, form: int) -> None:
     """One form of every table."""
     rows: dict[str, list[Tensor]] = {}
     for f, fold in enumerate(builder.data.folds):

@@ -76,5 +76,3 @@ class ResidualObjective:
             same &= known.context[rows][:, None] == batch.context[asked].cpu()
             wanted[fold, : len(rows)] = same.any(1).to(wanted.device)
         return wanted
-
-

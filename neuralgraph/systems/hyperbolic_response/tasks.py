@@ -287,9 +287,7 @@ class Builder:
             for t in range(n):
                 asked, near = hot[f][t], first.hot[keys[f]]
                 same_order = near.sum(1) == asked.sum()
-                apart = (
-                    (near @ asked) == 0 if float(asked.sum()) == 1 else (near != asked).any(1)
-                )
+                apart = (near @ asked) == 0 if float(asked.sum()) == 1 else (near != asked).any(1)
                 is_open[f, t, :n_here] = same_order & apart
             for v in range(n_form):
                 known, wanted = self.known[v][f], self.known[v][f].delta
