@@ -30,6 +30,7 @@ SERIES = {
     "test_mse_selected": "error of the arm and epoch, or field, chosen on validation knock-outs",
     "test_mse_selected_ode": "the same, chosen among the neural ODEs alone",
     "test_mse_local_field": "error of the closed-form local field, settings chosen within",
+    "test_mse_neural_twin": "error of the neural twin of the local field, epoch chosen within",
     "test_mse_baseline": "reference path plus the shrunk day-2 deviation: the strongest baseline",
     "test_mse_reference_path": "error of the path that training knock-outs take on average",
     "test_mse_no_change_projected": "no change, start projected on components of training cells",
@@ -50,3 +51,45 @@ SERIES = {
     "final_loss": "loss at the end of training, summed over models",
 }
 """One sentence by metric of a measured series, shown beside its value."""
+
+MOVEMENT = {
+    "specific_rms_last": "change of a condition's own between the last two days, noise taken out",
+    "mean_abs_lfc_{a}_{b}": "mean absolute log2 fold change from day {a} to day {b}",
+    "median_abs_lfc_{a}_{b}": "median absolute log2 fold change from day {a} to day {b}",
+    "null_mean_abs_lfc_{a}_{b}": "the mean from day {a} to day {b} when days are shuffled",
+    "null_median_abs_lfc_{a}_{b}": "the median from day {a} to day {b} when days are shuffled",
+    "equal_n_abs_lfc_{a}_{b}": "the mean from day {a} to day {b} at equal numbers of cells",
+    "equal_n_excess_{a}_{b}": "what that has above shuffled days, from day {a} to day {b}",
+    "common_rms_{a}_{b}": "change all conditions share from day {a} to day {b}, noise taken out",
+    "specific_rms_{a}_{b}": "change of their own from day {a} to day {b}, noise taken out",
+    "specific_p_{a}_{b}": "share of shuffles with as large a change of their own, {a} to {b}",
+    "n_settled": "conditions whose own change on the last day is below the margin for sure",
+    "n_moving": "conditions whose own change on the last day is above 0 for sure",
+    "n_undecided": "conditions with too few cells to say",
+    "equal_n_cells": "cells of each group in the comparison at equal numbers",
+    "final_loss": "mean square of what conditions do not share",
+}
+"""One sentence by metric of changes between days, shown beside its value."""
+
+LINEAGE = {
+    "energy_distance_held_out": "distance to the clouds of held-out knock-outs; 0: the same",
+    "energy_distance_held_out_no_change": "the same if cells stayed as on day 0",
+    "energy_distance_held_out_unperturbed": "the same for unperturbed cells without the gene",
+    "energy_distance_train": "distance to the clouds of training conditions",
+    "n_better_than_unperturbed": "held-out knock-outs better predicted than by unperturbed cells",
+    "n_held_out": "knock-outs held out",
+    "type_share_error_held_out": "share of cells predicted to be of a wrong type on the last day",
+    "type_share_error_held_out_unperturbed": "the same for unperturbed cells",
+    "pseudotime_day_spearman": "rank correlation of pseudotime and day of unperturbed cells",
+    "final_loss": "distance between clouds at the end of training",
+}
+"""One sentence by metric of differentiating cells, shown beside its value."""
+
+COUNTS = {
+    "test_bound": "surprise of the counts of a held-out cell, each gene, with its latent cell",
+    "test_bound_no_latent": "the same with one abundance for each condition",
+    "batch_factor_spread": "standard deviation of the log factors of the batches",
+    "median_dispersion": "median over genes of the dispersion of the counts",
+    "final_loss": "the surprise at the end of training, on training cells",
+}
+"""One sentence by metric of the autoencoder, shown beside its value."""

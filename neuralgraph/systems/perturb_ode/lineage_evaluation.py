@@ -14,6 +14,7 @@ from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.perturb_ode.distribution import energy_distance
+from neuralgraph.systems.perturb_ode.glossary import LINEAGE
 from neuralgraph.systems.perturb_ode.lineage import CloudData, LineageField
 
 UNDECIDED = "progenitor"
@@ -37,6 +38,8 @@ class LineageEvaluator:
         n_cell_pseudotime: Most cells of which pseudotime is computed.
         n_neighbors: Neighbours of a cell in its graph.
     """
+
+    meanings = LINEAGE
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from neuralgraph.core.errors import DataError
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.terms import Terms
+from neuralgraph.systems.perturb_ode.glossary import MOVEMENT
 from neuralgraph.systems.perturb_ode.lfc import CellGroups, fold_changes, movement
 from neuralgraph.training.session import Session
 
@@ -152,6 +153,8 @@ class MovementEvaluator:
             over genes).
         seed: Of every draw.
     """
+
+    meanings = MOVEMENT
 
     def __init__(
         self,

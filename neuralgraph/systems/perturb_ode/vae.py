@@ -17,6 +17,7 @@ from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.core.terms import Terms
+from neuralgraph.systems.perturb_ode.glossary import COUNTS
 from neuralgraph.systems.perturb_ode.loss import check_counts
 
 
@@ -256,6 +257,8 @@ class CountEvaluator:
         primary_metric: The number searches look at.
         direction: ``maximize`` or ``minimize``.
     """
+
+    meanings = COUNTS
 
     def __init__(self, *, every: Natural, primary_metric: str, direction: str) -> None:
         self.every, self.primary_metric, self.direction = every, primary_metric, direction
