@@ -236,7 +236,7 @@ def test_two_hundred_cheap_runs_cost_under_50_ms_each_and_no_memory(kit, tmp_pat
     assert per_iteration < 0.05, f"{1e3 * per_iteration:.1f} ms of CPU per iteration"
 
     tracemalloc.start()
-    kit.run(tmp_path / "traced", space=space, n_iter_block=10, n_blocks=4)
+    kit.run(tmp_path / "traced", space=space, n_iter_block=10, n_blocks=2)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30e6
@@ -255,6 +255,13 @@ def test_random_and_optuna_make_the_same_choices_again_after_a_kill(kit, tmp_pat
         assert not whole[0].proposal.changes and len(whole[5].proposal.changes) > 1
 
 
+def test_a_w_and_b_group_holds_every_iteration(kit, tmp_path):
+    pool = kit.Pool()
+    kit.run(tmp_path / "folder", pool)
+    assert {config["logger"]["group"] for config in pool.configs} == {"toy/folder"}
+
+
+@pytest.mark.long
 def test_every_iteration_is_a_w_and_b_run_of_one_group(kit, tmp_path, monkeypatch):
     """Real offline runs; the archives hold name, group and score."""
     pytest.importorskip("wandb", reason="the optional extra wandb is not installed")

@@ -71,6 +71,7 @@ def test_a_job_that_no_worker_survives_is_failed_and_not_lost(tmp_path, monkeypa
     assert "lost with its worker" in result.problem
 
 
+@pytest.mark.long
 def test_submitit_gives_the_same_results(tmp_path, kit):
     pytest.importorskip("submitit", reason="the optional extra slurm is not installed")
     here = do(job(tmp_path / "here"))
