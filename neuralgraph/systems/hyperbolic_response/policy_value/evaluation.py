@@ -146,7 +146,7 @@ def _belongs(metric: str, name: str) -> bool:
 def top_recall(target: Tensor, policy: Tensor, n_top: int) -> float:
     """Share of the ``n_top`` most probable entries of a row that two distributions share.
 
-    Ties are broken by position, so the uniform policy scores what chance would on average.
+    Ties are broken by position.
     """
     n_top = min(n_top, target.shape[-1])
     a = torch.zeros_like(target).scatter(-1, target.topk(n_top).indices, 1.0)
