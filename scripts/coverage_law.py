@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,9 @@ def study(seed: int, noise: float, n_replicate: int) -> dict[str, Any]:
             known &= is_known
             inside[law].append((away <= TWO_SIDED_95 * error).double())
             size[law].append(error)
+        if (r + 1) % 20 == 0:
+            so_far = {law: float(torch.stack(inside[law])[:, known].mean()) for law in LAWS}
+            print(f"{r + 1} refits at noise {noise:g}: {so_far}", file=sys.stderr, flush=True)
     result: dict[str, Any] = {
         "seed": seed,
         "noise": noise,
