@@ -263,7 +263,11 @@ class ResponseEvaluator:
                             if metric == "pearson_delta":
                                 least = metrics.detectable(gain)
                                 detail.append(f"detectable_{name}")
-                                card.add(f"detectable_{name}", least)
+                                if least == least:
+                                    card.add(f"detectable_{name}", least)
+                                else:
+                                    why = "too few perturbations, or the same predictions"
+                                    card.skip(f"detectable_{name}", why)
                     if beside:
                         baselines[own] = beside
         card.facts["baselines"] = baselines
@@ -559,13 +563,15 @@ def unavailable(judged: Judged, builder: Builder) -> dict[str, str]:
         hot = (test.multi_hot[row : row + 1].cpu() > 0).double()
         _, is_known = parts(known, hot, test.context[row : row + 1].cpu())
         combined |= bool(is_known.any())
-        has_row |= bool((known.gene_of[hot[0] > 0] >= 0).all())
+        measured = (known.gene_of >= 0).double()
+        enough = int((known.hot @ measured == known.hot.sum(1)).sum()) > 1
+        has_row |= enough and bool((known.gene_of[hot[0] > 0] >= 0).all())
     if not combined:
         why = "no scored perturbation has a gene that was perturbed alone in training: it is the "
         reasons["additive"] = reasons["matching_mean"] = why + "perturbed mean"
     if not has_row:
         reasons["ridge"] = (
-            "no scored perturbation acts on measured genes alone, which is what the bilinear model "
-            "describes perturbations by: it is the perturbed mean"
+            "no scored perturbation, or fewer than two of training, acts on measured genes alone, "
+            "which is what the bilinear model describes perturbations by: it is the perturbed mean"
         )
     return reasons

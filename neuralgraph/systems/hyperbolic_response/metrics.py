@@ -229,13 +229,14 @@ def detectable(difference: Tensor, *, power: float = 0.8) -> float:
         difference: Paired differences over perturbations, ``(n_pert,)``.
         power: Chance of finding it.
     Returns:
-        (t + z) · sd / √n, in the unit of the metric; NaN below three values.
+        (t + z) · sd / √n, in the unit of the metric; NaN below three values, and where the two
+        predictors are the same.
     """
     from scipy import stats
 
     kept = difference[torch.isfinite(difference)].double()
     n = len(kept)
-    if n < 3:
+    if n < 3 or float(kept.abs().max()) < 1e-6:
         return math.nan
     factor = stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)
     return float(factor * kept.std() / math.sqrt(n))

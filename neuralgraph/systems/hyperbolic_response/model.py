@@ -128,7 +128,7 @@ class ResponseModel(nn.Module):
         self.register_buffer("node_code", _node_code(spec, dim)[near])
         self.register_buffer("perturbation_node", place[spec.perturbation_node.cpu()])
         n_feature, m = len(FEATURES), self.n_model
-        n_in = self.node_code.shape[1]
+        n_in = cast(Tensor, self.node_code).shape[1]
 
         def draw(*shape: int, scale: float) -> nn.Parameter:
             # one start for every form and fold, another for every member
