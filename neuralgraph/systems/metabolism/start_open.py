@@ -111,6 +111,12 @@ def decode_open(
                     log_k_range=log_k_range,
                     n_pass=budget.rounds(2),
                     n_frame_pursuit=max(256, budget.rounds(1440)),
+                    n_scan=budget.rounds(6),
+                    n_anneal=budget.rounds(10),
+                    n_turn=budget.rounds(4),
+                    # a quick look does with a rougher law
+                    degree=(10, 6, 5) if budget.search >= 1 else (6, 4, 4),
+                    sharp_degree=(12, 8, 7) if budget.search >= 1 else (6, 4, 4),
                     n_sharpen=int(10 * budget.search),
                 )
                 sizes = f"substrates consumed, 1 to {MAX_PRODUCTS} products"
