@@ -74,7 +74,7 @@ def print_identifiability(found: Mapping[str, Any], folder: Path) -> None:
         f"{found['n_frame']} frames × {found['n_variable']} variables[/dim]"
     )
     for text in found["assumed"]:
-        console.print(f"[dim]taken as known: {text}[/dim]")
+        console.print(f"[dim]assumed: {text}[/dim]")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("parameters", no_wrap=True)
     bound = f"error < {100 * found['precise_below']:g} %"

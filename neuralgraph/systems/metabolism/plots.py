@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
-BARS = "Bars: 95 % intervals at the residual noise, the rate law taken as known"
+BARS = "Bars: 95 % intervals at the residual noise, a learned rate law among the unknowns"
 TYPE_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE)
 
 
