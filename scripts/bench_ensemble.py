@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def seconds(data: ScreenData, n_model: int, n_step: int, n_hidden: int) -> float
         n_seed_inner=1, n_hidden=n_hidden, n_layer=1, max_step=0.5, medium="additive",
         solver="rk4", rtol=1e-5, atol=1e-6, generator=torch_generator(0, "bench"),
     )  # fmt: skip
-    objective = ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0)
+    objective: Any = ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0)
     session = Session(model, data, objective, seed=0)
     began = time.process_time()
     train_arms(session, n_epochs=n_step, learning_rate=1e-3, clip_norm=1.0, curve_every=10**9)

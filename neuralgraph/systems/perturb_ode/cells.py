@@ -117,6 +117,7 @@ class CountedScreen:
         table = self.table(clean, its_truth, seed)
         path = folder / FILE
         table.write_h5ad(path)
+        obs: Any = table.obs
         yield Product(
             path,
             "Cells",
@@ -124,7 +125,7 @@ class CountedScreen:
             "medium. Read back with simulator=perturb_ode_renge simulator.path=FILE "
             "simulator.perturbation_column=perturbation simulator.time_column=day "
             "simulator.gene_column=null simulator.control_label=control.",
-            f"{table.n_obs} cells, {table.n_vars} genes\n" + table.obs.head(3).to_string(),
+            f"{table.n_obs} cells, {table.n_vars} genes\n" + obs.head(3).to_string(),
         )
 
     def table(self, recording: Recording, truth: Truth, seed: int) -> anndata.AnnData:

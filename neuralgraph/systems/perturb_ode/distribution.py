@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def sinkhorn_divergence(
 
     def cost(x: Tensor, y: Tensor, wx: Tensor, wy: Tensor) -> Tensor:
         squared = _distance(x, y).square()
-        plan = ot.sinkhorn(
+        plan: Any = ot.sinkhorn(
             wx.detach(), wy.detach(), squared.detach(), scale, method="sinkhorn_log",
             numItermax=500, stopThr=1e-6, warn=False,
         )  # fmt: skip

@@ -163,7 +163,7 @@ class LineageEvaluator:
 
         usual = (run == 0) & torch.isfinite(pseudotime)
         if len(day[usual].unique()) > 1:
-            rank = spearmanr(pseudotime[usual].numpy(), day[usual].numpy())
+            rank: Any = spearmanr(pseudotime[usual].numpy(), day[usual].numpy())
             card.add("pseudotime_day_spearman", float(rank[0]))
         else:
             card.skip("pseudotime_day_spearman", "too few unperturbed cells reach the graph")
