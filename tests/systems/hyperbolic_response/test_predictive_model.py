@@ -21,6 +21,7 @@ from neuralgraph.systems.hyperbolic_response.model import ResponseModel, _gate
 from neuralgraph.systems.hyperbolic_response.predicting import predict
 from neuralgraph.systems.hyperbolic_response.simulator import SimulatedScreen
 from neuralgraph.systems.hyperbolic_response.tasks import Builder
+from neuralgraph.training.callbacks import Callback
 from neuralgraph.training.session import Session
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -159,6 +160,37 @@ def test_save_and_load_give_identical_predictions(tmp_path):
     with torch.no_grad():
         a, b = model(questions(model, data)), fresh.eval()(questions(fresh, data))
     assert torch.equal(a.delta, b.delta) and torch.equal(a.std, b.std)
+
+
+class Stop(Callback):
+    """Ends a run in the middle, as a killed process does."""
+
+    def on_epoch_end(self, session: Any, row: Any) -> None:
+        if row["phase"] == "residual" and row["epoch"] == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    data = cut(*screen(), fold=0)
+    knobs: dict[str, Any] = {
+        "n_epochs": 9, "learning_rate": 1e-2, "final_rate": 1e-3, "clip_norm": 1.0,
+        "consider_every": 3, "penalties": [0.2],
+    }  # fmt: skip
+
+    def session(folder: Path, callbacks: list[Callback]) -> Session:
+        objective = ResidualObjective(pull=1e-2)
+        folder.mkdir(exist_ok=True)
+        return Session(build(data), data, objective, folder=folder, callbacks=callbacks)
+
+    whole = session(tmp_path / "a", [])
+    train_residual(whole, **knobs)
+    with pytest.raises(KeyboardInterrupt):
+        train_residual(session(tmp_path / "b", [Stop()]), **knobs)
+    again = session(tmp_path / "b", [])
+    assert again.resume_from(tmp_path / "b" / "checkpoints" / "last.pt")
+    train_residual(again, **knobs)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
 
 
 def test_two_hundred_epochs_stay_finite_and_end_below_the_baseline():
