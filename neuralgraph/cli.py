@@ -130,9 +130,7 @@ def experiments(cfg: Any) -> list[str]:
     return loader.get_group_options("experiment")
 
 
-def claim_folder(
-    config: dict[str, Any], *, has_more: Callable[[Path], bool] | None = None
-) -> Any:
+def claim_folder(config: dict[str, Any], *, has_more: Callable[[Path], bool] | None = None) -> Any:
     """The folder this run writes to: Hydra's, or the one it resumes.
 
     ``resume=auto`` takes the newest unfinished run of the same config (the chosen folder itself
