@@ -45,12 +45,12 @@ def print_start(config: Mapping[str, Any], folder: Path, *, resumed: bool) -> No
 
 
 def print_result(scorecard: Scorecard, folder: Path) -> None:
-    """Score table, with the trivial baseline beside every score that has one."""
+    """Score table, with baselines and ceilings beside every score that has them."""
     baselines: Mapping[str, Mapping[str, float]] = scorecard.facts.get("baselines", {})
     table = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("trivial baseline", style="dim")
+    table.add_column("to compare", style="dim")
     primary = scorecard.provenance["primary_metric"]
     for name, value in scorecard.ordered():
         others = "  ".join(f"{number(v)} ({k})" for k, v in baselines.get(name, {}).items())
