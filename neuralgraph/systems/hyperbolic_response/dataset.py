@@ -671,12 +671,18 @@ class ResponseData:
     ) -> HeldOutSet:
         base = self._conditions(rows, genes)
         every = [self._summaries(genes).halves_of(row) for row in rows]
-        made = {
-            name: torch.stack([one[name] for one in every], 1)
-            for name in ("control_truth", "half_a", "half_b", "half_a_shared", "half_b_shared")
-        }
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([one[name] for one in every], 1)
+
         return HeldOutSet(
-            **{f.name: getattr(base, f.name) for f in fields(base)}, **made, subgroup=subgroup
+            **{f.name: getattr(base, f.name) for f in fields(base)},
+            control_truth=stacked("control_truth"),
+            half_a=stacked("half_a"),
+            half_b=stacked("half_b"),
+            half_a_shared=stacked("half_a_shared"),
+            half_b_shared=stacked("half_b_shared"),
+            subgroup=subgroup,
         )
 
     def _cell_halves(self, row: int, repeat: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -233,7 +233,7 @@ def read_trrust(path: Path, names: Sequence[str], n_bridge: int) -> GeneGraph:
         table = pd.read_csv(path, sep="\t", header=None, dtype=str, comment="#")
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as a TRRUST table: {error}") from error
-    if table.shape[1] < 3 or not table[2].isin(kinds).all():
+    if table.shape[1] < 3 or not bool(table[2].isin(kinds).all()):
         raise DataError(
             f"{path} is no TRRUST file: expected tab-separated factor, target and "
             "Activation, Repression or Unknown in the first three columns"
@@ -286,9 +286,9 @@ def read_string(
     """
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv
+    from pyarrow import compute, csv
 
+    pc: Any = compute  # its functions are made when it is imported: no type checker sees them
     identifiers, symbols = (None, None) if names_path is None else _string_names(names_path)
     vocabulary: list[str] = []
     value_set = None
@@ -368,7 +368,8 @@ def _string_names(path: Path) -> tuple[list[str], list[str]]:
             f"{path} must have an identifier column ({', '.join(STRING_IDS)}) and a symbol column "
             f"({', '.join(STRING_NAMES)}), separated by tabs; it has {', '.join(columns)}"
         )
-    table = table[[identifier, symbol]].dropna().drop_duplicates(identifier)
+    both = cast("pd.DataFrame", table[[identifier, symbol]])
+    table = both.dropna().drop_duplicates(identifier)
     return table[identifier].tolist(), table[symbol].tolist()
 
 
@@ -398,7 +399,7 @@ def among(
         inner = torch.cat([ends[1][~is_in[0] & is_in[1]], ends[0][is_in[0] & ~is_in[1]]])
         pairs = torch.stack([outer, inner]).unique(dim=1)
         reach = torch.bincount(pairs[0], minlength=len(vocabulary))
-        ranked = sorted(
+        ranked: list[int] = sorted(
             (reach >= 2).nonzero()[:, 0].tolist(),
             key=lambda i: (-int(reach[i]), vocabulary[i]),
         )[:n_bridge]

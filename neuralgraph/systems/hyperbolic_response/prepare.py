@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from neuralgraph.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import anndata
     import numpy as np
+    import pandas as pd
 
 
 def log_normalise(counts: Tensor, target_sum: float) -> Tensor:
@@ -248,8 +249,10 @@ def prepare(
         for gene, weight in genes_of.items():
             hot[label == key, column[gene]] = weight
 
+    # tables of cells in memory are data frames
+    obs, var = cast("pd.DataFrame", cells.obs), cast("pd.DataFrame", cells.var)
     result = anndata.AnnData(
-        x.numpy().copy(), obs=cells.obs.iloc[rows].copy(), var=cells.var.iloc[genes.numpy()].copy()
+        x.numpy().copy(), obs=obs.iloc[rows].copy(), var=var.iloc[genes.numpy()].copy()
     )
     result.obs["is_train"], result.obs["is_control"] = train, is_control
     result.layers["counts"] = counts[:, genes].numpy()

@@ -274,7 +274,7 @@ class RecordedScreen:
 
         counts: dict[tuple[str, str], int] = {}
         for row in rows:
-            key = (label[row], cell_type[row])
+            key = (str(label[row]), str(cell_type[row]))
             counts[key] = counts.get(key, 0) + 1
         few = {k for k, n in counts.items() if n < self.min_cells and k[0] != self.control_label}
         keep = [row for row in rows if (label[row], cell_type[row]) not in few]

@@ -140,7 +140,7 @@ def subgroups(
 
 def _chunks(items: Sequence[str], n_fold: int, seed: int, name: str) -> list[list[str]]:
     order = numpy_generator(seed, name).permutation(len(items))
-    return [[items[i] for i in order[k::n_fold]] for k in range(n_fold)]
+    return [[items[int(i)] for i in order[k::n_fold]] for k in range(n_fold)]
 
 
 def _unseen_perturbation(

@@ -307,7 +307,9 @@ def _true_network(truth: Truth, names: Sequence[str]) -> _Point:
     sign = p["sign"].double()
     n = sign.shape[0]
     gene, regulator = sign.nonzero().T
-    edges = [f"{names[j]} on {names[i]}" for i, j in zip(gene, regulator, strict=True)]
+    edges = [
+        f"{names[j]} on {names[i]}" for i, j in zip(gene.tolist(), regulator.tolist(), strict=True)
+    ]
     n_edge = len(edges)
     name = [f"{what}({g})" for what in ("alpha", "beta", "gamma") for g in names]
     name += [f"{what}({e})" for what in ("K", "n") for e in edges]
@@ -351,7 +353,10 @@ def _of_model(model: FieldEnsemble, number: int, names: Sequence[str]) -> _Point
         mask = one.get_buffer("mask") > 0
         regulator, gene = mask.nonzero().T
         name += [f"top({g})" for g in names] + [f"bias({g})" for g in names]
-        name += [f"weight({names[j]} on {names[i]})" for j, i in zip(regulator, gene, strict=True)]
+        name += [
+            f"weight({names[j]} on {names[i]})"
+            for j, i in zip(regulator.tolist(), gene.tolist(), strict=True)
+        ]
         group += [PRODUCTION] * (2 * n) + [EDGE] * len(gene)
         unit += ["expression units/day"] * n + [""] * (n + len(gene))
         value += [held["log_top"][0].exp(), held["biases.0"][0], held["weights.0"][0][mask]]
