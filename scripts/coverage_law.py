@@ -5,7 +5,8 @@
 
 One random network whose rate law is a random network (as in ``metabolism_s``); each replicate has
 fresh noise of the derivatives, fresh untrained networks, and a refit by the estimator of the
-experiment (``fit_rate_mlp``, S at its integers), judged by the standard errors that the report
+experiment (``fit_rate_mlp``, S at its integers, started from the true log10 k plus normal errors of
+0.1, as a decoding would leave them), judged by the standard errors that the report
 would give: with the law among the unknowns (``learned``) and with the law held (``known``).
 """
 
