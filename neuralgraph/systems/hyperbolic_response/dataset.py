@@ -145,14 +145,18 @@ class Fold:
         gene_names: Their names.
         gene_node: Their nodes in the gene graph, ``(G,)`` long.
         train: Conditions to learn from.
-        validation: Conditions to choose by, or ``None``.
+        validation: Conditions that genes are not chosen on, or ``None``. They are known to every
+            predictor like those of ``train``: what is validated on are shares of both, by member.
         test: Conditions to be judged on.
         control_mean: Mean of the controls of the prediction half by cell type, ``(K, G)``.
         control_mean_shared: Of all controls, ``(K, G)``.
         gene_std: Standard deviation over the training cells and controls, ``(G,)``.
         left_out: Names of conditions that serve nothing in this fold.
-        control_rows: Rows of the recording of the controls by half: ``prediction``, ``truth``.
+        control_rows: Rows of the recording of the controls by half: ``prediction``, ``truth``; of
+            the first cut.
         control_context: Cell type of the control cells, by half.
+        prediction_rows: Rows of the prediction half in every cut, ``(R, n)`` long.
+        prediction_context: Their cell type, ``(R, n)`` long.
         matrix: Where :meth:`control_cells` looks.
     """
 
@@ -168,7 +172,16 @@ class Fold:
     left_out: tuple[str, ...]
     control_rows: Mapping[str, Tensor]
     control_context: Mapping[str, Tensor]
+    prediction_rows: Tensor
+    prediction_context: Tensor
     matrix: CellMatrix
+
+    def prediction_cells(self, cut: int, context: int | None = None) -> Tensor:
+        """Expression of the prediction half of the controls of a cut, ``(n, G)`` float32."""
+        rows = self.prediction_rows[cut].cpu()
+        if context is not None:
+            rows = rows[self.prediction_context[cut].cpu() == context]
+        return self.matrix.values[rows][:, self.genes.cpu()]
 
     def control_cells(self, half: Half, context: int | None = None) -> Tensor:
         """Log-normalised expression of control cells (first cut), ``(n, G)`` float32."""
@@ -290,12 +303,15 @@ class ResponseData:
         fold: Number of one fold, or ``all``.
         n_fold: Number of folds where the split has a choice, else ``null``.
         seed_of_split: Of folds, halves and validation.
-        n_control_split: Repeats of the cut of the controls; the first one is learned from.
+        n_control_split: Repeats of the cut of the controls. Each has a model of its own that learns
+            from its prediction half; response genes, their standard deviations and a correlation
+            graph are fitted on the prediction half of the first one.
         n_top_genes: Most variable genes in the training cells of a fold, ``null`` for all.
         min_cells_per_gene: Training cells that must express a gene for it to be kept.
         target_sum: Counts a cell is normalised to.
         reference: Controls a cell is compared with.
-        validation_fraction: Share of the training perturbations kept for validation.
+        validation_fraction: Share of the training perturbations that genes are not chosen on, see
+            :class:`Fold`; 0 unless a loop of your own chooses by :meth:`validation`.
         unseen_single_fraction: With ``combination``: share of the genes perturbed alone that no
             training condition holds, so that combinations of them are ``seen0`` and ``seen1``.
         max_order: Largest number of genes perturbed at once, ``null`` for any.
@@ -612,6 +628,7 @@ class ResponseData:
             "truth": self._control_rows[~self._is_prediction[0]],
         }
         everyone = torch.cat(list(control.values()))
+        halved = torch.stack([self._control_rows[is_first] for is_first in self._is_prediction])
         validation = self._conditions(cut.validation, genes) if cut.validation else None
         return Fold(
             genes=genes,
@@ -626,6 +643,8 @@ class ResponseData:
             left_out=tuple(self._name(i) for i in cut.left_out),
             control_rows=control,
             control_context={half: self._cell_type[rows] for half, rows in control.items()},
+            prediction_rows=halved,
+            prediction_context=self._cell_type[halved],
             matrix=self.matrix,
         )
 

@@ -8,20 +8,25 @@ from torch import Tensor
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.nn.hyperbolic import geometry
 from neuralgraph.systems.hyperbolic_response.baselines import Known, shrunk
-from neuralgraph.systems.hyperbolic_response.model import ResponseModel
+from neuralgraph.systems.hyperbolic_response.model import GROUPS, ResponseModel
 
 
 def model_distance(model: ResponseModel) -> Tensor:
     """Geodesic distance of the perturbed genes in the model, ``(P, P)``.
 
-    Mean over forms, folds and members, each in units of its own mean distance: their embeddings
-    have no axes in common, their distances do.
+    Mean over forms, folds, members and groups of questions whose kept weights come from descent,
+    each in units of its own mean distance: their embeddings have no axes in common, their
+    distances do. Elsewhere (a group that had no question, or directions in closed form alone) the
+    embedding is still that of the start and takes part in no prediction. Where descent was kept
+    nowhere the distances are those of the start: the gene graph through random weights.
     """
-    weights = [model.kept("full"), model.kept("partial")]
+    moved = model.descended()  # (group, n_model)
+    if not bool(moved.any()):
+        moved[0] = True
     found = []
     with torch.no_grad():
-        for weight in weights:
-            points = model.embed(weight).double()
+        for group, is_moved in zip(GROUPS, moved, strict=True):
+            points = model.embed(model.kept(group))[is_moved].double()
             distance = model.space.dist(points[:, :, None], points[:, None, :])
             found.append(distance / distance.mean((1, 2), keepdim=True).clamp_min(1e-12))
     return torch.cat(found).mean(0).cpu()

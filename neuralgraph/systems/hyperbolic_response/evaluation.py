@@ -137,7 +137,7 @@ class ResponseEvaluator:
         reasons = unavailable(judged, builder)
         values = self.values(judged, data)
         self._scores(card, judged, values, reasons)
-        self._own(card, judged, data, log)
+        self._own(card, model, judged, log)
         self._truth(card, judged, data, truth)
         self._facts(card, judged, values, reasons)
         return card
@@ -296,9 +296,9 @@ class ResponseEvaluator:
             detail += [f"{name}_lo", f"{name}_hi"]
 
     def _own(
-        self, card: Scorecard, judged: Judged, data: ResponseData, log: Mapping[str, Any]
+        self, card: Scorecard, model: ResponseModel, judged: Judged, log: Mapping[str, Any]
     ) -> None:
-        """The gate, the score without it, calibration, sizes."""
+        """The gate, where descent was kept, the score without it, calibration, sizes."""
         at = judged.is_scored
         for disjoint in (False, True):
             suffix = "_disjoint" if disjoint else ""
@@ -315,6 +315,7 @@ class ResponseEvaluator:
                 for f in forms
             ]
             card.add(f"coverage_90{suffix}", float(torch.stack(inside).double().mean()))
+        card.add("descent_kept", model.descent_kept())
         card.add("n_test_perturbations", int(at.sum()))
         card.add("n_test_perturbations_all", len(at))
         card.add("n_gene_scored", len(judged.genes))

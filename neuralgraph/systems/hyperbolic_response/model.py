@@ -279,6 +279,28 @@ class ResponseModel(nn.Module):
         """The weights that served held-out questions of a group best."""
         return {name: self.get_buffer(f"{group}_{name}") for name in self.weight}
 
+    @torch.no_grad()
+    def descended(self) -> Tensor:
+        """Where the kept weights of a group come from descent, ``(group, n_model)`` bool.
+
+        The stage of directions moves ``constant`` alone, and a group without questions keeps the
+        start: in both the embedding is that of the start, and cancels.
+        """
+        found = []
+        for group in GROUPS:
+            moved = [
+                (value != self.get_buffer(f"start_{name}")).flatten(1).any(1)
+                for name, value in self.kept(group).items()
+                if name != "constant"
+            ]
+            found.append(torch.stack(moved).any(0))
+        return torch.stack(found)
+
+    def descent_kept(self) -> float:
+        """Share of forms and folds where descent was kept for some group: geometry plays a role."""
+        models = self.descended().any(0).reshape(self.n_form * self.n_fold, self.n_member)
+        return float(models.any(1).double().mean())
+
     def chosen(self, tasks: Tasks) -> Tensor:
         """Residual of every member with the kept weights of each question's group."""
         full, partial = (self.members(tasks, self.kept(group)) for group in GROUPS)

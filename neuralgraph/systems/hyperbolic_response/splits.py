@@ -22,7 +22,10 @@ class Split:
 
     Args:
         train: Rows to learn from.
-        validation: Rows to choose by; none of their perturbations is in ``train``.
+        validation: Rows set apart from ``train``, none of whose perturbations is in it, for a loop
+            that chooses by them; response genes are not chosen on them. The loop of
+            ``hyperbolic_response`` validates on shares of the training conditions instead, and
+            learns from these rows too.
         test: Rows to be judged on; none of their cells is in the other two.
         left_out: Rows that serve nothing here, since they would tell of what is held out.
         subgroup: For each test row, what of it was seen in training: ``seen0``, ``seen1``,

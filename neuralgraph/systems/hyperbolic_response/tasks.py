@@ -148,18 +148,24 @@ def known_conditions(fold: Fold, form: int, chosen: ConditionSet | None = None) 
         hot=(torch.cat([part.multi_hot for part in sets]) > 0).double(),
         context=context,
         control=level,
-        control_variance=_control_variance(fold, len(level), "all" if form == 0 else "prediction"),
+        control_variance=_control_variance(fold, len(level), form),
         gene_of=torch.zeros(0, dtype=torch.long),
     )
 
 
-def _control_variance(fold: Fold, n_context: int, half: str) -> Tensor:
-    """Sampling variance of the control means, ``(n_context, G)``."""
+def _control_variance(fold: Fold, n_context: int, form: int) -> Tensor:
+    """Sampling variance of the control means that a form predicts with, ``(n_context, G)``."""
+
+    def controls(context: int | None = None) -> Tensor:
+        if form == 0:
+            return fold.control_cells("all", context)
+        return fold.prediction_cells(form - 1, context)
+
     found = []
     for place in range(n_context):
-        cells = fold.control_cells(half, place)  # type: ignore[arg-type]
+        cells = controls(place)
         if len(cells) < 2:
-            cells = fold.control_cells(half)  # type: ignore[arg-type]
+            cells = controls()
         found.append(cells.double().var(0) / len(cells))
     return torch.stack(found)
 
