@@ -13,6 +13,8 @@ from neuralgraph.cli import guarded, reported
 from neuralgraph.config import CONFIG_FOLDER
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from neuralgraph.systems.perturb_ode.batching import Variances
 
 
@@ -95,7 +97,9 @@ def planned(config: dict[str, Any], variances: Variances) -> dict[str, Any]:
         control = cells.pop(config["control_label"])
         designs = {name: (treated, control) for name, treated in cells.items()}
         n_perturbation = len(designs)
+        compared_at = sizes_of_table(list(cells.values()), control)
     else:
+        compared_at = sizes
         designs = {config["layout"]: batching.layout(config["layout"], **sizes)}
     rows, warnings = [], []
     for name, (treated, control) in designs.items():
@@ -123,9 +127,9 @@ def planned(config: dict[str, Any], variances: Variances) -> dict[str, Any]:
         cost_cell=config["cost_cell"],
     )
     others = {
-        name: batching.effect_variance(*batching.layout(name, **sizes), variances)
+        name: batching.effect_variance(*batching.layout(name, **compared_at), variances)
         for name in batching.LAYOUTS
-        if config["n_batch"] > 1 or name == "crossed"
+        if compared_at and (compared_at["n_batch"] > 1 or name == "crossed")
     }
     return {
         "variances": vars(variances),
@@ -137,6 +141,25 @@ def planned(config: dict[str, Any], variances: Variances) -> dict[str, Any]:
         "best_treated_cells_per_batch": best,
         "best_control_cells_per_batch": ratio * best,
         "variance_by_layout": others,
+        "layouts_compared_at": compared_at,
+    }
+
+
+def sizes_of_table(treated: list[Tensor], control: Tensor) -> dict[str, int]:
+    """Sizes at which the layouts are compared with a table: its own, mean over perturbations.
+
+    Perturbations and batches without cells do not count; empty where nothing is left.
+    """
+    cells = [float(each.sum()) for each in treated if float(each.sum()) > 0]
+    if not cells or float(control.sum()) <= 0:
+        return {}
+    is_used = control > 0
+    for each in treated:
+        is_used = is_used | (each > 0)
+    return {
+        "n_treated": max(1, round(sum(cells) / len(cells))),
+        "n_control": max(1, round(float(control.sum()))),
+        "n_batch": int(is_used.sum()),
     }
 
 
@@ -174,13 +197,11 @@ def write(
         "header": header,
         "body": [[row["design"], *(number(row[key]) for key in keys)] for row in plan["rows"]],
     }
-    figure = plan_figure(
-        variances,
-        n_control=config["n_control"],
-        n_treated=config["n_treated"],
-        n_batch=config["n_batch"],
-        path=folder / "figures" / "plan.png",
-    )
+    compared_at = plan["layouts_compared_at"]
+    figures = []
+    if compared_at:
+        path = folder / "figures" / "plan.png"
+        figures.append(plan_figure(variances, **compared_at, path=path))
     facts = {
         "batch variance": variances.batch,
         "batch × perturbation variance": variances.batch_condition,
@@ -196,7 +217,7 @@ def write(
         warnings=plan["warnings"],
         tables=[table],
         products=[Product(folder / "plan.json", "For other programs", "Every number of the plan.")],
-        figures=[figure],
+        figures=figures,
     )
     write_text(folder / "report.html", html)
 

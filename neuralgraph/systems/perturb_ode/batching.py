@@ -192,7 +192,8 @@ def estimate_variances(
         Variances, and each of them by gene.
 
     Raises:
-        DataError: fewer than two batches with controls, or no perturbation in two of them.
+        DataError: values that are no logarithms of expression, fewer than two batches with
+            controls, or no perturbation in two of them.
     """
     import numpy as np
 
@@ -211,6 +212,7 @@ def estimate_variances(
         )
     x: Any = cells.X
     values = np.asarray(x.todense() if hasattr(x, "todense") else x, dtype=np.float64)
+    _check_logarithms(values)
     mean: dict[tuple[str, str], np.ndarray] = {}
     count: dict[tuple[str, str], int] = {}
     scatter, freedom = np.zeros(values.shape[1]), 0
@@ -256,21 +258,59 @@ def estimate_variances(
     return Variances(**found), by_gene
 
 
+def _check_logarithms(values: np.ndarray) -> None:
+    """Refuse what is no log expression, ``(n_cell, n_gene)``.
+
+    Raises:
+        DataError: no genes; values that are not finite or beyond 50; whole numbers only.
+    """
+    import numpy as np
+
+    advice = "normalise and log1p first (scanpy.pp.normalize_total, scanpy.pp.log1p)"
+    if not values.size:
+        raise DataError(f"the pilot's X is empty: its shape is {values.shape}")
+    is_broken = ~np.isfinite(values)
+    if is_broken.any():
+        raise DataError(
+            f"the pilot's X must hold finite log expression; {int(is_broken.sum())} of its values "
+            "are not finite: remove those cells or genes"
+        )
+    if values.max() > 50:
+        raise DataError(
+            f"the pilot's X reaches {values.max():g}, which no log expression does: {advice}"
+        )
+    if (values == np.round(values)).all():
+        raise DataError(f"the pilot's X holds whole numbers only, as counts are: {advice}")
+
+
 def read_design(rows: Sequence[Mapping[str, str]], control_label: str) -> dict[str, Tensor]:
     """Cells by batch for each perturbation and the control, from rows batch, perturbation, cells.
 
     Raises:
-        DataError: a missing column, a number of cells that is none, no control.
+        DataError: a missing column, a row with too few or too many fields, a number of cells that
+            is none, no control, nothing but controls.
     """
     needed = ("batch", "perturbation", "cells")
     for name in needed:
         if not rows or name not in rows[0]:
             raise DataError(f"the table of the design needs the columns {', '.join(needed)}")
+    for number, row in enumerate(rows, start=1):
+        if None in row or any(not (row[name] or "").strip() for name in needed):
+            got = ", ".join(f"{name}={row[name]!r}" for name in needed)
+            raise DataError(
+                f"row {number} of the table of the design must hold one value for each column "
+                f"({', '.join(rows[0])}), got {got}"
+                + (" and more fields than columns" if None in row else "")
+            )
     batches = sorted({row["batch"] for row in rows})
     names = sorted({row["perturbation"] for row in rows})
     if control_label not in names:
         raise DataError(
             f"the design has no '{control_label}' rows: {nearest(control_label, names)}"
+        )
+    if len(names) == 1:
+        raise DataError(
+            f"every row of the design is '{control_label}': add the rows of the perturbations"
         )
     found = {name: torch.zeros(len(batches), dtype=torch.float64) for name in names}
     for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -205,6 +206,41 @@ def test_a_pilot_that_cannot_tell_is_refused_by_name():
         Variances(1, 1, -1)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x: np.where(x == x.max(), np.nan, x), "1 of its values are not finite"),
+        (lambda x: np.where(x == x.max(), np.inf, x), "1 of its values are not finite"),
+        (lambda x: 100 * np.abs(x), "which no log expression does"),
+        (lambda x: np.round(np.abs(x)), "whole numbers only"),
+        (lambda x: x[:, :0], "is empty"),
+    ],
+)
+def test_a_pilot_that_is_no_log_expression_is_refused(spoil, words):
+    import anndata
+
+    cells = pilot(np.random.default_rng(0), n_gene=2, n_batch=2)
+    with pytest.raises(DataError, match=words):
+        estimate_variances(anndata.AnnData(spoil(np.asarray(cells.X)), obs=cells.obs), **READ)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("b1,control,9\nb1,A", "row 2 .* one value for each column .*cells=None"),
+        ("b1,control,9\nb1", "row 2 .*perturbation=None"),
+        ("b1,control,9\nb1,A,1,000", "row 2 .*more fields than columns"),
+        ("b1,control,9\nb1,A,many", "got 'many'"),
+        ("b1,control,9\nb2,control,9", "every row of the design is 'control'"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(rows, words, inside, tmp_path):
+    (tmp_path / "design.csv").write_text("batch,perturbation,cells\n" + rows + "\n")
+    status, message = inside("plan_batches", "table=design.csv")
+    assert status == 1 and re.search(words, " ".join(message.split())), message
+    assert "Traceback" not in message
+
+
 def test_minibatches_are_matched_and_their_contrast_is_free_of_the_batch():
     generator = torch.Generator().manual_seed(0)
     batch = torch.arange(8).repeat_interleave(50)
@@ -249,5 +285,16 @@ def test_the_verb_writes_a_plan_and_warns(inside, tmp_path):
     assert [row["design"] for row in plan["rows"]] == ["A", "B"]
     assert plan["rows"][0]["variance"] == pytest.approx(0.0225 / 2 + 1 / 100 + 1 / 200)
     assert len(plan["warnings"]) == 1 and "'B'" in plan["warnings"][0]
+    # the layouts are compared at the sizes of the table, not at those of the settings
+    assert plan["layouts_compared_at"] == {"n_treated": 75, "n_control": 200, "n_batch": 2}
+    crossed = 0.0225 / 2 + 1 / 75 + 1 / 200
+    assert plan["variance_by_layout"]["crossed"] == pytest.approx(crossed)
+    assert (tmp_path / "two" / "figures" / "plan.png").exists()
+    (tmp_path / "empty.csv").write_text("batch,perturbation,cells\nb1,control,0\nb1,A,5\n")
+    status, message = inside("plan_batches", "table=empty.csv", "hydra.run.dir=three")
+    assert status == 0, message
+    plan = json.loads((tmp_path / "three" / "plan.json").read_text())
+    assert plan["variance_by_layout"] == {} and plan["layouts_compared_at"] == {}
+    assert not (tmp_path / "three" / "figures" / "plan.png").exists()
     status, message = inside("plan_batches", "n_batch=0")
     assert status == 1 and "n_batch must be a whole number" in message
