@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
 from neuralgraph.core.bounds import Count, Natural, NotNegative, Positive
+from neuralgraph.systems.perturb_ode.loss import settled_conditions
 from neuralgraph.training.session import Session
 
 
@@ -35,6 +37,8 @@ def train_arms(
     data = session.data
     if clip_norm is not None:
         clip_each_model(model, clip_norm)
+    if bool(model.weight_of("steady_gated").any()):
+        note_gate(session)
     curve = session.store.setdefault("curve", {"epoch": [], "state": []})
     with session.phase("arms", train={"": learning_rate}) as phase:
         for epoch in phase.epochs(n_epochs):
@@ -47,6 +51,24 @@ def train_arms(
     last = session.store.get("epochs_done", 0)
     if last not in curve["epoch"]:
         keep(curve, session, last)
+
+
+def note_gate(session: Session) -> None:
+    """Say on how many conditions ``steady_gated`` acts; warn of folds where there are none."""
+    batch: Any = session.data.batch(session.data.starts(1))
+    number = settled_conditions(batch).tolist()
+    every = (batch.is_train & ~batch.is_control).sum(1).tolist()
+    words = ", ".join(f"{n} of {m}" for n, m in zip(number, every, strict=True))
+    sentence = f"steady_gated acts on the perturbed training conditions that are settled: {words}"
+    if len(number) > 1:
+        sentence += " (by fold)"
+    if 0 in number:
+        sentence += (
+            f"; in {number.count(0)} of {len(number)} folds on none, where the arm is a copy of "
+            "standard"
+        )
+        logging.getLogger("neuralgraph").warning(sentence)
+    session.note(sentence)
 
 
 def keep(curve: dict, session: Session, epoch: int) -> None:

@@ -62,6 +62,7 @@ class ScreenObjective:
         seen = batch.is_train.any(0) & batch.is_control
         self.has_control = bool(seen.any())
         self.has_halves = batch.halves is not None
+        self.has_settled = bool(settled_conditions(batch).any())
         if self.data_loss == "negative_binomial":
             check_counts(batch.count)
 
@@ -74,7 +75,11 @@ class ScreenObjective:
         return terms
 
     def refuse(self, model: FieldEnsemble) -> None:
-        """An arm that rests unperturbed cells needs some; one of two halves needs replicates."""
+        """An arm whose term would act on nothing: it would be a copy of ``standard``.
+
+        Raises:
+            ConfigError: no unperturbed cells to rest, no halves to compare, none that is settled.
+        """
         needs = {
             "steady_control": (
                 self.has_control,
@@ -85,6 +90,11 @@ class ScreenObjective:
                 self.has_halves,
                 "compare two halves of the measurements, and there is a single one: raise "
                 "simulator.n_replicate, or leave them out",
+            ),
+            "steady_gated": (
+                self.has_settled,
+                "ask settled conditions to rest, and no perturbed training condition is settled: "
+                "raise dataset.gate_margin, measure more days or cells, or leave them out",
             ),
         }
         for term, (is_there, words) in needs.items():
@@ -155,6 +165,11 @@ class ScreenObjective:
         return _mean(total.mean(0), wanted[fold])
 
 
+def settled_conditions(batch: ScreenBatch) -> Tensor:
+    """Perturbed training conditions on which ``steady_gated`` acts, by fold, ``(n_fold,)``."""
+    return (batch.is_train & ~batch.is_control & batch.gate).sum(1)
+
+
 def negative_binomial(count: Tensor, mean: Tensor, dispersion: float) -> Tensor:
     r"""Minus the log likelihood of counts, variance $\mu + \varphi \mu^2$; Poisson at φ = 0."""
     if dispersion == 0:
@@ -169,8 +184,14 @@ def negative_binomial(count: Tensor, mean: Tensor, dispersion: float) -> Tensor:
     )
 
 
-def check_counts(count: Tensor | None) -> None:
+def check_counts(
+    count: Tensor | None, *, instead: str = "normalised values need data_loss=squared"
+) -> None:
     """Refuse what a likelihood of counts cannot judge.
+
+    Args:
+        count: Counts of any shape.
+        instead: What to do about values that are no counts.
 
     Raises:
         DataError: no counts, a negative or a broken number among them.
@@ -184,10 +205,7 @@ def check_counts(count: Tensor | None) -> None:
         raise DataError(f"counts must be 0 or above, got {float(count.min()):g}")
     if bool((count != count.round()).any()):
         broken = float(count[count != count.round()][0])
-        raise DataError(
-            f"counts must be whole numbers, got {broken:g}: normalised values need "
-            "data_loss=squared"
-        )
+        raise DataError(f"counts must be whole numbers, got {broken:g}: {instead}")
 
 
 def _mean(values: Tensor, wanted: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from neuralgraph.systems.perturb_ode.distribution import (
     euler_maruyama,
     sinkhorn_divergence,
 )
+from neuralgraph.systems.perturb_ode.loop import note_gate
 from neuralgraph.systems.perturb_ode.loss import ScreenObjective, check_counts, negative_binomial
 from neuralgraph.systems.perturb_ode.measurement import Measurement
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
@@ -35,9 +38,9 @@ SCREEN = {
 LOSS = {"data_loss": "squared", "dispersion": 0.0, "rollout_day": 10.0}
 
 
-def screen(**changed) -> ScreenData:
+def screen(gate_margin=0.1, **changed) -> ScreenData:
     recording, _ = HillScreen(**{**SCREEN, **changed}).simulate(3)
-    return ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    return ScreenData(recording, {}, weighting="uniform", gate_margin=gate_margin)
 
 
 def ensemble(data, arms, field="production_decay"):
@@ -93,8 +96,6 @@ def test_the_split_term_uses_the_two_halves_and_the_decay_term_counts_in_decay()
 def test_a_gated_condition_pays_nothing():
     data = screen()
     model = ensemble(data, {"gated": {"steady_gated": 1.0}})
-    from dataclasses import replace
-
     batch = data.batch(data.starts(1))
     objective = prepared(data)
     closed = replace(batch, gate=torch.zeros_like(batch.gate))
@@ -104,6 +105,33 @@ def test_a_gated_condition_pays_nothing():
     found = objective.arm_terms(model, replace(batch, gate=one))["steady_gated"][1]
     speed = model.rate(batch.encoded[:, :, -1].expand(2, -1, -1), batch).square().mean(-1)
     torch.testing.assert_close(found, speed[1, 2])
+
+
+def test_a_gate_that_passes_nothing_is_refused_and_one_that_passes_some_is_noted(caplog):
+    from neuralgraph.training.session import Session
+
+    arms = {"gated": {"steady_gated": 1.0}}
+    closed = screen(gate_margin=1e-9)
+    with pytest.raises(ConfigError, match=r"\['gated'\] .* no perturbed training condition"):
+        prepared(closed)(ensemble(closed, arms), closed.batch(closed.starts(1)))
+    prepared(closed)(ensemble(closed, {}), closed.batch(closed.starts(1)))  # nobody asks
+    data = screen(gate_margin=9.0)
+    prepared(data)(ensemble(data, arms), data.batch(data.starts(1)))
+
+    def noted(gate):
+        some = screen(gate_margin=9.0)
+        some._all = replace(some._all, gate=gate.expand_as(some._all.gate))
+        session = Session(ensemble(some, arms), some, prepared(some), seed=0)
+        note_gate(session)
+        return session.store["notes"]
+
+    count = len(data.everything().is_control)
+    assert noted(torch.ones(1, count, dtype=torch.bool)) == [
+        "steady_gated acts on the perturbed training conditions that are settled: 3 of 3"
+    ]
+    assert not caplog.records
+    (sentence,) = noted(torch.zeros(1, count, dtype=torch.bool))
+    assert "0 of 3; in 1 of 1 folds on none" in sentence and sentence in caplog.text
 
 
 def test_the_gate_passes_what_is_at_rest_and_stops_what_moves_or_is_unknown():
