@@ -230,12 +230,11 @@ def movement(
 
     null = [[spread(x, how) for x in shuffled] for how in (torch.mean, torch.median)]
     n_equal = int(cells.size().min())
-    half = min(n_equal, int((cells.size()[:, 1:] + cells.size()[:, :-1]).min()) // 2)
     equal = torch.stack(
-        [spread(x, torch.mean) for x in subsampled(cells, n_bootstrap, half, seed=seed)]
+        [spread(x, torch.mean) for x in subsampled(cells, n_bootstrap, n_equal, seed=seed)]
     ).mean(0)
     equal_null = torch.stack(
-        [spread(x, torch.mean) for x in subsampled_null(cells, n_bootstrap, half, seed=seed)]
+        [spread(x, torch.mean) for x in subsampled_null(cells, n_bootstrap, n_equal, seed=seed)]
     ).mean(0)
 
     n_measured = measured.sum(1, keepdim=True)
@@ -256,7 +255,7 @@ def movement(
         median=spread(observed, torch.median),
         null_mean=torch.stack(null[0]).mean(0),
         null_median=torch.stack(null[1]).mean(0),
-        equal_n=half,
+        equal_n=n_equal,
         equal_mean=equal,
         equal_excess=(equal.square() - equal_null.square()).clamp_min(0).sqrt(),
         common=_root(common.square().mean(-1) - null_common.square().mean((0, -1))),
