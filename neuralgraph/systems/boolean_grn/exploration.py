@@ -97,7 +97,7 @@ def explore(
 
     In each round the policy writes circuits for every phenotype, the exact oracle labels them, and
     steps of the policy gradient follow. A class met before in the epoch earns nothing, a new one
-    that is not in the training data a bonus.
+    that is as wished and not in the training data a bonus.
 
     Args:
         session: With a :class:`GRNRows` that holds a policy and :class:`GRNData`.
@@ -110,7 +110,7 @@ def explore(
         learning_rate: Of the optimiser.
         clip: Bound on the change of a probability within a round's steps.
         shaping: Weight of the partial credit.
-        novelty: Bonus for what is new.
+        novelty: Bonus for a hit that is new.
     """
     model, data = session.model, session.data
     assert isinstance(model, GRNRows) and isinstance(data, GRNData) and model.explorer is not None
@@ -129,12 +129,7 @@ def explore(
                 for size in sizes:
                     rollouts = policy.sample(wish, size, draws)
                     answer = asked(policy.matrices(rollouts), wish.numpy())
-                    is_repeat = np.zeros(len(wish), dtype=bool)
-                    for k, key in enumerate(answer.keys):
-                        is_repeat[k] = key in met
-                        met.add(key)
-                    is_known = np.array([key in known for key in answer.keys])
-                    is_new = ~is_repeat & ~is_known
+                    is_new, is_repeat = news(answer, known, met)
                     worth = reward(
                         answer.score, answer.credit, is_new=is_new, is_repeat=is_repeat,
                         shaping=shaping, novelty=novelty,
@@ -144,8 +139,24 @@ def explore(
                         session.step((rollouts, float(1 - answer.is_hit.mean())))
                     n_all += len(wish)
                     n_hit += int(answer.is_hit.sum())
-                    n_new += int((answer.is_hit & is_new).sum())
+                    n_new += int(is_new.sum())
             session.log(success=n_hit / n_all, success_new=n_new / n_all)
+
+
+def news(
+    answer: Answer, known: frozenset[bytes], met: set[bytes]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which circuits earn the bonus, and which repeat a class; ``met`` takes up their classes.
+
+    The bonus is for hits alone. They are connected, so that their keys compare with those of
+    :func:`training_classes`; of a circuit with genes to spare the keys would not.
+    """
+    is_repeat = np.zeros(len(answer.keys), dtype=bool)
+    for k, key in enumerate(answer.keys):
+        is_repeat[k] = key in met
+        met.add(key)
+    is_known = np.array([key in known for key in answer.keys], dtype=bool)
+    return answer.is_hit & ~is_repeat & ~is_known, is_repeat
 
 
 def training_classes(data: GRNData) -> frozenset[bytes]:

@@ -18,6 +18,7 @@ from neuralgraph.systems.boolean_grn.design.search import search
 from neuralgraph.systems.boolean_grn.design.task import DesignTask
 from neuralgraph.systems.boolean_grn.oracle import PHENOTYPES, analyse_circuits, label_circuits
 from neuralgraph.systems.boolean_grn.policy import CircuitPolicy, policy_gradient, reward
+from neuralgraph.systems.boolean_grn.simulator import core_keys
 from neuralgraph.training.checkpoint import save_checkpoint
 from neuralgraph.training.session import Session
 
@@ -192,6 +193,26 @@ def test_connected_circuits_of_the_phenotype_are_hits_and_nothing_else():
     answer = exploration.asked(circuits, np.array([oscillator, stable, oscillator]))
     assert answer.is_hit.tolist() == [True, False, False]
     assert answer.credit[2] == 0 and math.isclose(answer.score.sum(), 1)
+
+
+def test_only_new_hits_earn_the_bonus():
+    oscillator = PHENOTYPES.index("oscillator")
+    ring = np.zeros((4, 4), dtype=np.int8)
+    ring[[0, 1, 2], [1, 2, 0]] = -1
+    spare = ring.copy()  # a repressilator and a gene on its own: its core was learnt from
+    tail = ring.copy()
+    tail[3, 0] = 1  # a whole oscillator
+    chain = np.zeros((4, 4), dtype=np.int8)
+    chain[[1, 2, 3], [0, 1, 2]] = 1  # whole, and no oscillator
+    circuits = np.stack([spare, chain, tail, tail[::-1, ::-1]])
+    answer = exploration.asked(circuits, np.full(4, oscillator))
+    assert answer.is_hit.tolist() == [False, False, True, True]
+    known = frozenset(core_keys(ring[None]))
+    is_new, is_repeat = exploration.news(answer, known, set())
+    assert is_new.tolist() == [False, False, True, False]
+    assert is_repeat.tolist() == [False, False, False, True]
+    learnt, _ = exploration.news(answer, frozenset(core_keys(tail[None])), set())
+    assert not learnt.any()
 
 
 @pytest.mark.parametrize(
