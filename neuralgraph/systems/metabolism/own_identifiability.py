@@ -35,8 +35,9 @@ class OwnRatesIdentifiability:
         noise_relative: Noise of the derivatives relative to their root mean square, where no
             residual of a fit is there to show it.
         precise_below: Relative standard error from which a parameter counts as precise.
-        n_pulse: Not used: no further experiment is scored, since a polynomial law says nothing
-            beyond the range of the data.
+        n_pulse: Demanded by :class:`neuralgraph.core.contracts.Identifier` and without effect
+            here: no further experiment is scored, since a polynomial law says nothing beyond the
+            range of the data.
     """
 
     def __init__(
