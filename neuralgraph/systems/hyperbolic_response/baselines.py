@@ -6,7 +6,7 @@ units of the data (log1p of normalised counts).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,12 +70,13 @@ def no_change(known: Known, hot: Tensor, context: Tensor) -> Tensor:
 
 def perturbed_mean(known: Known, hot: Tensor, context: Tensor) -> Tensor:
     """Mean response of the single perturbations of training (of all, where none is single)."""
-    found = []
-    for place in context.tolist():
+    found = known.delta.new_zeros(len(context), known.delta.shape[1])
+    for place in context.unique().tolist():
         near = known.same_context(place)
         single = near.hot.sum(1) == 1
-        found.append(near.delta[single if bool(single.any()) else slice(None)].mean(0))
-    return torch.stack(found)
+        mean = near.delta[single if bool(single.any()) else slice(None)].mean(0)
+        found[context == place] = mean
+    return found
 
 
 def parts(known: Known, hot: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,10 +129,22 @@ def _filled(known: Known, hot: Tensor, context: Tensor) -> Tensor:
     return torch.where(missing, perturbed_mean(known, hot, context)[:, None], value)
 
 
-def ridge(
-    known: Known, hot: Tensor, context: Tensor, *, n_component: int = 10, penalty: float = 0.1
+RIDGE_PUBLISHED = (10, 0.1)
+"""Components and penalty of the bilinear ridge as published."""
+RIDGE_GRID = tuple(
+    (n_component, penalty)
+    for n_component in (5, 10, 20, 40, 80, 160)
+    for penalty in (1e-3, 1e-2, 1e-1, 1.0)
+)
+"""Components and penalties :func:`ridge` chooses from."""
+N_INNER = 5
+"""Inner folds of training conditions it chooses on."""
+
+
+def bilinear(
+    known: Known, hot: Tensor, context: Tensor, settings: Sequence[tuple[int, float]]
 ) -> Tensor:
-    r"""Bilinear ridge regression, :math:`Y \approx G W P^\top + b`.
+    r"""Bilinear ridge regression, :math:`Y \approx G W P^\top + b`, for several settings at once.
 
     G: loadings of genes on the principal components of the training conditions; P: the rows of G
     of the perturbed genes (summed over a combination); b: mean response. A perturbation of a gene
@@ -141,28 +154,89 @@ def ridge(
         known: Training conditions.
         hot: Perturbed genes of what is to be predicted, ``(n, P)``.
         context: Cell types, ``(n,)``.
-        n_component: Components K.
-        penalty: λ on both sides.
+        settings: Components K (as many as there are, where fewer) and penalty λ on both sides.
+
+    Returns:
+        ``(n_setting, n, G)``.
+
     Source:
         Ahlmann-Eltze, Huber & Anders, Nat Methods 22:1657 (2025).
     """
     level = perturbed_mean(known, hot, context)
-    has_row = (known.gene_of >= 0).to(known.delta.dtype)
-    usable = (known.hot @ has_row) == known.hot.sum(1)
-    asked = (hot @ has_row) == hot.sum(1)
+    usable, asked = _has_row(known, known.hot), _has_row(known, hot)
     if int(usable.sum()) < 2 or not bool(asked.any()):
-        return level
+        return level.expand(len(settings), *level.shape)
     own = perturbed_mean(known, known.hot, known.context)
     centred = known.delta - known.delta.mean(0)
-    _, _, vectors = torch.linalg.svd(centred, full_matrices=False)
-    genes = vectors[:n_component].T  # (G, K)
-    table = genes[known.gene_of.clamp_min(0)] * has_row[:, None]  # (P, K)
-    design = known.hot[usable] @ table
-    eye = penalty * torch.eye(genes.shape[1], dtype=genes.dtype, device=genes.device)
-    left = torch.linalg.solve(genes.T @ genes + eye, genes.T @ (known.delta - own)[usable].T)
-    weight = torch.linalg.solve(design.T @ design + eye, (left @ design).T).T
-    predicted = level + (hot @ table) @ weight.T @ genes.T
-    return torch.where(asked[:, None], predicted, level)
+    vectors = torch.linalg.svd(centred, full_matrices=False).Vh
+    is_measured = (known.gene_of >= 0).to(known.delta.dtype)
+    table = vectors.T[known.gene_of.clamp_min(0)] * is_measured[:, None]  # (P, rank)
+    design, query = known.hot[usable] @ table, hot @ table
+    loading = (known.delta - own)[usable] @ vectors.T  # (n_usable, rank)
+    found = []
+    for n_component, penalty in settings:
+        x = design[:, :n_component]
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        # G is orthonormal: its side of the penalty divides by 1 + λ
+        left = loading[:, :n_component] / (1 + penalty)
+        weight = torch.linalg.solve(x.T @ x + penalty * eye, x.T @ left)  # (K, K)
+        predicted = level + query[:, :n_component] @ weight @ vectors[:n_component]
+        found.append(torch.where(asked[:, None], predicted, level))
+    return torch.stack(found)
+
+
+def _has_row(known: Known, hot: Tensor) -> Tensor:
+    """Whether every perturbed gene is measured, ``(n,)`` bool."""
+    return (hot @ (known.gene_of >= 0).to(hot.dtype)) == hot.sum(1)
+
+
+def ridge_published(known: Known, hot: Tensor, context: Tensor) -> Tensor:
+    """The bilinear ridge with the published setting, :data:`RIDGE_PUBLISHED`."""
+    return bilinear(known, hot, context, [RIDGE_PUBLISHED])[0]
+
+
+def ridge_choice(known: Known, hot: Tensor) -> tuple[int, float]:
+    """Components and penalty that predict left-out training conditions best, by squared error.
+
+    Training conditions of as many genes as those asked for are left out in turn, a fifth at a
+    time; where no gene that is asked for is known, together with all that share a gene with them.
+    Of what is asked for only the names of its genes are looked at.
+
+    Args:
+        known: Training conditions.
+        hot: Perturbed genes of what is to be predicted, ``(n, P)``.
+
+    Returns:
+        One of :data:`RIDGE_GRID`; :data:`RIDGE_PUBLISHED` where there is nothing to choose on.
+    """
+    order = known.hot.sum(1)
+    wanted = torch.isin(order, hot.sum(1)) & _has_row(known, known.hot)
+    rows = wanted.nonzero()[:, 0]
+    if len(rows) < N_INNER or not bool(_has_row(known, hot).any()):
+        return RIDGE_PUBLISHED
+    is_new = float((hot @ known.hot.sum(0)).sum()) == 0
+    error = known.delta.new_zeros(len(RIDGE_GRID))
+    for k in range(N_INNER):
+        held = rows[k::N_INNER]
+        keep = torch.ones(len(order), dtype=torch.bool, device=order.device)
+        keep[held] = False
+        if is_new:
+            keep &= (known.hot @ known.hot[held].sum(0)) == 0
+        if int(keep.sum()) < 2:
+            continue
+        said = bilinear(known.rows(keep), known.hot[held], known.context[held], RIDGE_GRID)
+        error += (said - known.delta[held]).square().mean(-1).sum(-1)
+    if not bool((error > 0).any()):
+        return RIDGE_PUBLISHED
+    return RIDGE_GRID[int(error.argmin())]
+
+
+def ridge(known: Known, hot: Tensor, context: Tensor) -> Tensor:
+    """The bilinear ridge, components and penalty chosen on training conditions.
+
+    See :func:`bilinear` and :func:`ridge_choice`.
+    """
+    return bilinear(known, hot, context, [ridge_choice(known, hot)])[0]
 
 
 PREDICTORS: dict[str, Predictor] = {
@@ -171,6 +245,7 @@ PREDICTORS: dict[str, Predictor] = {
     "matching_mean": matching_mean,
     "additive": additive,
     "ridge": ridge,
+    "ridge_published": ridge_published,
 }
 
 
@@ -223,3 +298,28 @@ def shrunk(known: Known, *, control_is_exact: bool) -> Known:
         noise = noise + left[known.context]
     between = (delta.square() - noise).mean(0).clamp_min(0)
     return replace(known, delta=delta * between / (between + noise).clamp_min(1e-12))
+
+
+def additive_shrunk(
+    known: Known, hot: Tensor, context: Tensor, *, control_is_exact: bool
+) -> Tensor:
+    """The sum of the single responses, each shrunk first: what denoising alone makes of additive.
+
+    Controls are shrunk, too, where they are not exact and every gene asked for was perturbed
+    alone; else the part that all perturbations share stays (see :func:`shrunk`).
+
+    Args:
+        known: Training conditions.
+        hot: Perturbed genes of what is to be predicted, ``(n, P)``.
+        context: Cell types, ``(n,)``.
+        control_is_exact: As in :func:`shrunk`.
+
+    Returns:
+        ``(n, G)``.
+    """
+    said = additive(shrunk(known, control_is_exact=True), hot, context)
+    if control_is_exact:
+        return said
+    is_full = (parts(known, hot, context)[1] == (hot > 0)).all(1, keepdim=True)
+    clean = additive(shrunk(known, control_is_exact=False), hot, context)
+    return torch.where(is_full, clean, said)

@@ -497,6 +497,10 @@ class ResponseData:
             return None
         return _items(self.folds, validation=True)
 
+    def stratum_of(self, cells: Tensor) -> Tensor:
+        """Stratum in which cells (rows) are matched with controls, the shape of ``cells``."""
+        return self._stratum[cells]
+
     def quarters(self, repeat: int) -> tuple[Tensor, Tensor]:
         """The prediction half of the controls of a cut, cut in two again: rows of the recording."""
         rows = self._control_rows[self._is_prediction[repeat]]

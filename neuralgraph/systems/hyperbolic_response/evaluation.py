@@ -16,10 +16,12 @@ from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.hyperbolic_response import metrics
 from neuralgraph.systems.hyperbolic_response.baselines import (
     PREDICTORS,
+    additive_shrunk,
     parts,
     population_control,
+    ridge_choice,
 )
-from neuralgraph.systems.hyperbolic_response.dataset import ResponseData
+from neuralgraph.systems.hyperbolic_response.dataset import Fold, Half, ResponseData
 from neuralgraph.systems.hyperbolic_response.glossary import RESPONSE
 from neuralgraph.systems.hyperbolic_response.metrics import (
     BASELINES,
@@ -29,10 +31,23 @@ from neuralgraph.systems.hyperbolic_response.metrics import (
     name_of,
 )
 from neuralgraph.systems.hyperbolic_response.model import Prediction, ResponseModel
-from neuralgraph.systems.hyperbolic_response.tasks import Builder, Tasks
+from neuralgraph.systems.hyperbolic_response.tasks import FEATURES, Builder, Tasks
 
 VS_MEAN = ("pearson_delta", "direction_match")
 """Metrics for which it matters whether responses are taken against control or the mean."""
+NOT_VS_MEAN = {
+    "mse": "the mean is taken from prediction and truth and cancels: see the score against control",
+    "mse_top20_de": (
+        "the mean cancels in the error, and genes are ranked by their response against control: "
+        "see that score"
+    ),
+    "pds": "the mean is taken from prediction and truth and cancels: see the score against control",
+    "de_overlap": "genes are called differential against control cells, never against the mean",
+    "energy_distance": "it compares cells with cells, from which no reference is taken",
+}
+"""Why the other metrics have no score against the perturbed mean."""
+POPULATION = FEATURES.index("shrunk, control of the population")
+"""The direction that corrects the controls of prediction."""
 
 
 @dataclass
@@ -53,8 +68,10 @@ class Judged:
         ungated: With the whole residual, by form.
         std: Predicted standard deviation, by form.
         gate: Gate of each row, by form.
-        level: By how much ours takes the controls of prediction to be off, ``(N, G)``, by form.
-        ceiling: Two halves of the cells, by form.
+        level: By how much ours and the shrunk additive take the controls of prediction to be off,
+            by predictor, a list over forms of ``(N, G)``.
+        ceiling: Two halves of the cells, by form; the second against the controls of the truth.
+        ceiling_against_mean: The second half against the perturbed mean, by form.
         is_de: Differentially expressed genes, shared and disjoint, ``(N, G)`` bool.
         genes: Names of the genes.
     """
@@ -72,8 +89,9 @@ class Judged:
     ungated: list[Tensor] = field(default_factory=list)
     std: list[Tensor] = field(default_factory=list)
     gate: list[Tensor] = field(default_factory=list)
-    level: list[Tensor] = field(default_factory=list)
+    level: dict[str, list[Tensor]] = field(default_factory=dict)
     ceiling: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    ceiling_against_mean: list[Tensor] = field(default_factory=list)
     is_de: list[Tensor] = field(default_factory=list)
     genes: tuple[str, ...] = ()
 
@@ -95,7 +113,7 @@ class ResponseEvaluator:
     interval over perturbations. ``gain_{metric}…_{baseline}`` is the paired improvement on a
     baseline (positive: ours is better), ``detectable_…`` the smallest true gain a paired t-test of
     this many perturbations would find with 80 % power. Disjoint scores are means over the cuts of
-    the controls; their energy distance and differential genes are of the first cut.
+    the controls; energy distance and what needs differential genes are of the first cut alone.
 
     Args:
         every: Epochs between two looks while training (there is nothing cheap to look at: 0).
@@ -140,6 +158,8 @@ class ResponseEvaluator:
         self._own(card, model, judged, log)
         self._truth(card, judged, data, truth)
         self._facts(card, judged, values, reasons)
+        if "ridge" not in reasons:
+            card.facts["ridge"] = chosen_ridges(builder)
         return card
 
     def watch(self, model: Any, data: Any, truth: Truth | None) -> dict[str, float]:
@@ -164,7 +184,7 @@ class ResponseEvaluator:
                     response = truth
                     if name == "ceiling":
                         guess, response = (half[at] for half in judged.ceiling[form])
-                        beyond, apart = guess - mean, response - mean
+                        beyond, apart = guess - mean, judged.ceiling_against_mean[form][at]
                     else:
                         guess = judged.prediction[name][form][at]
                         beyond, apart = guess - mean, against
@@ -179,6 +199,8 @@ class ResponseEvaluator:
                         ("de_overlap", False): metrics.de_overlap(guess, is_de),
                     }
                     for (metric, vs_mean), value in scores.items():
+                        if metric in ("direction_match", "de_overlap") and form > 1:
+                            continue  # their genes are called against the first cut's controls
                         per_form.setdefault((metric, vs_mean, disjoint, name), []).append(value)
             found |= {key: metrics.stacked(parts) for key, parts in per_form.items()}
             found |= {
@@ -200,7 +222,6 @@ class ResponseEvaluator:
         for i in at.tolist():
             fold = data.folds[judged.fold[i]]
             place = [fold.gene_names.index(g) for g in judged.genes]
-            context = int(fold.test.context[judged.row[i]])
             cells = some(fold.test.cells(judged.row[i])[:, place], 2 * self.max_cells)
             target = cells[: self.max_cells]
             own = metrics.mean_distance(target) if len(target) > 1 else float("nan")
@@ -208,7 +229,9 @@ class ResponseEvaluator:
             split = metrics.energy_distance(cells[:half], cells[half:])
             for disjoint in (False, True):
                 which = "prediction" if disjoint else "all"
-                control = some(fold.control_cells(which, context)[:, place], self.max_cells)
+                rows = matched_rows(data, fold, which, judged.row[i])
+                control = data.matrix.values[rows][:, fold.genes.cpu()][:, place]
+                control = some(control, self.max_cells)
                 spread = metrics.mean_distance(control) if len(control) > 1 else float("nan")
                 form = int(disjoint)
                 for name in ["ours", *BASELINES]:
@@ -216,8 +239,8 @@ class ResponseEvaluator:
                         value = split
                     else:
                         moved = control + judged.prediction[name][form][i].to(control)
-                        if name == "ours":  # its controls are those of the population
-                            moved = moved + judged.level[form][i].to(control)
+                        if name in judged.level:  # its controls are those of the population
+                            moved = moved + judged.level[name][form][i].to(control)
                         value = 2 * float(torch.cdist(moved, target).mean()) - spread - own
                     found.setdefault((disjoint, name), []).append(value)
         return {key: torch.tensor(values) for key, values in found.items()}
@@ -237,8 +260,10 @@ class ResponseEvaluator:
             for vs_mean in (False, True):
                 for disjoint in (False, True):
                     own = name_of(metric, vs_mean=vs_mean, disjoint=disjoint)
-                    if vs_mean and metric not in VS_MEAN:
-                        card.skip(own, "the reference cancels: see the score against control")
+                    if vs_mean and metric in NOT_VS_MEAN:
+                        for name in ("", *BASELINES):
+                            full = name_of(metric, vs_mean=True, disjoint=disjoint, baseline=name)
+                            card.skip(full, NOT_VS_MEAN[metric])
                         continue
                     ours = values[metric, vs_mean, disjoint, "ours"]
                     self._add(card, own, ours, detail)
@@ -249,8 +274,6 @@ class ResponseEvaluator:
                         detail.append(name)
                         if baseline in reasons:
                             card.skip(name, reasons[baseline])
-                            continue
-                        if baseline == "ceiling" and metric == "de_overlap" and vs_mean:
                             continue
                         theirs = values[metric, vs_mean, disjoint, baseline]
                         self._add(card, name, theirs, detail)
@@ -332,17 +355,18 @@ class ResponseEvaluator:
         planted = truth.parameters["epistasis"]
         conditions = list(truth.facts["conditions"])
         columns = [data.gene_names.index(g) for g in judged.genes]
-        found = []
-        for i in judged.is_scored.nonzero()[:, 0].tolist():
-            label = judged.names[i].partition(" in ")[0]
-            row = planted[conditions.index(label), columns][None]
-            departure = judged.prediction["ours"][0][i] - judged.prediction["additive"][0][i]
-            found.append(metrics.pearson(departure[None].double(), row.double()))
-        value = torch.cat(found) if found else torch.zeros(0)
-        if mean_of(value) != mean_of(value):
-            card.skip(name, "no interaction is planted, or none is predicted")
-        else:
-            self._add(card, name, value, [])
+        for who, called in (("ours", name), ("additive_shrunk", f"{name}_additive_shrunk")):
+            found = []
+            for i in judged.is_scored.nonzero()[:, 0].tolist():
+                label = judged.names[i].partition(" in ")[0]
+                row = planted[conditions.index(label), columns][None]
+                departure = judged.prediction[who][0][i] - judged.prediction["additive"][0][i]
+                found.append(metrics.pearson(departure[None].double(), row.double()))
+            value = torch.cat(found) if found else torch.zeros(0)
+            if mean_of(value) != mean_of(value):
+                card.skip(called, "no interaction is planted, or none is predicted")
+            else:
+                self._add(card, called, value, [])
 
     def _facts(
         self,
@@ -454,7 +478,9 @@ def judge(
     tasks = builder.test()
     weight = model.weight["embed"]
     with torch.no_grad():
-        predicted = model(tasks.to(weight.device, weight.dtype))
+        placed = tasks.to(weight.device, weight.dtype)
+        predicted = model(placed)
+        share = model.direction_weights(placed)[..., POPULATION].double().cpu()
     judged = Judged()
     common = set(data.folds[0].gene_names)
     for fold in data.folds[1:]:
@@ -482,15 +508,22 @@ def judge(
     judged.is_target = torch.tensor(is_target)
     judged.is_scored = torch.tensor(is_scored)
     for form in range(builder.n_form):
-        _fill(judged, builder, predicted, tasks, form)
+        _fill(judged, builder, predicted, tasks, share, form)
     if fdr is not None:
-        halves = ("all", "truth")
+        halves: tuple[Half, ...] = ("all", "truth")
         judged.is_de = [_differential(judged, data, half, fdr) for half in halves]
     return judged
 
 
-def _fill(judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks, form: int) -> None:
-    """One form of every table."""
+def _fill(
+    judged: Judged,
+    builder: Builder,
+    predicted: Prediction,
+    tasks: Tasks,
+    share: Tensor,
+    form: int,
+) -> None:
+    """One form of every table; ``share``: weight of the correction of controls, (V, F, T)."""
     rows: dict[str, list[Tensor]] = {}
     for f, fold in enumerate(builder.data.folds):
         place = [fold.gene_names.index(g) for g in judged.genes]
@@ -503,6 +536,7 @@ def _fill(judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks,
 
         for name, predictor in PREDICTORS.items():
             put(name, predictor(known, hot, context))
+        put("additive_shrunk", additive_shrunk(known, hot, context, control_is_exact=form == 0))
         mean = PREDICTORS["perturbed_mean"](known, hot, context)
         put("ours", predicted.delta[form, f, :n])
         put("ungated", predicted.ungated[form, f, :n])
@@ -513,19 +547,24 @@ def _fill(judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks,
             put("truth", own)
             put("against", own.double().cpu() - mean)
             halves = test.half_a_shared[0], test.half_b_shared[0]
+            apart = torch.zeros_like(test.control_shared)
         else:
             put("truth", test.deltas_disjoint()[form - 1])
             put("against", test.deltas()[form - 1].double().cpu() - mean)
             halves = test.half_a[form - 1], test.half_b[form - 1]
+            # against the mean both sides use the controls of prediction, which cancel
+            apart = test.control_truth[form - 1] - test.control[form - 1]
         put("half_a", halves[0])
         put("half_b", halves[1])
+        put("half_b_against", (halves[1] + apart).double().cpu() - mean)
         gate = predicted.gate[form, f, :n, None].double().cpu()
         rows.setdefault("gate", []).append(gate)
         shift = population_control(known)[0] if form > 0 else torch.zeros_like(known.control)
         full = tasks.is_full[f, :n, None].double()  # elsewhere controls are taken as they are
-        put("level", gate * full * shift[context])
+        put("level", gate * share[form, f, :n, None] * full * shift[context])
+        put("level_shrunk", full * shift[context])
     table = {name: torch.cat(parts) for name, parts in rows.items()}
-    for name in ("ours", *PREDICTORS):
+    for name in ("ours", "additive_shrunk", *PREDICTORS):
         judged.prediction.setdefault(name, []).append(table[name])
     judged.ungated.append(table["ungated"])
     judged.std.append(table["std"])
@@ -534,21 +573,54 @@ def _fill(judged: Judged, builder: Builder, predicted: Prediction, tasks: Tasks,
     judged.against_mean.append(table["against"])
     judged.ceiling.append((table["half_a"], table["half_b"]))
     judged.gate.append(table["gate"][:, 0])
-    judged.level.append(table["level"])
+    judged.ceiling_against_mean.append(table["half_b_against"])
+    judged.level.setdefault("ours", []).append(table["level"])
+    judged.level.setdefault("additive_shrunk", []).append(table["level_shrunk"])
 
 
-def _differential(judged: Judged, data: ResponseData, half: Any, fdr: float) -> Tensor:
+def matched_rows(data: ResponseData, fold: Fold, half: Half, row: int) -> Tensor:
+    """Rows of control cells (first cut) composed as the cells of a test condition are.
+
+    In every stratum of the controls (``dataset.reference``) the same share as among the perturbed
+    cells, as many as can be had: a replicate that is rarer among them must not pass for a response.
+    """
+    halves = ("prediction", "truth") if half == "all" else (half,)
+    rows = torch.cat([fold.control_rows[part] for part in halves]).cpu()
+    of, mine = data.stratum_of(rows), data.stratum_of(fold.test.rows[row].cpu())
+    places = {int(s): (of == s).nonzero()[:, 0] for s in mine.unique() if bool((of == s).any())}
+    if not places:
+        return rows
+    count = {s: int((mine == s).sum()) for s in places}
+    n = min(len(places[s]) / count[s] for s in places)
+    generator = torch_generator(0, "controls composed as the perturbed cells")
+    is_chosen = torch.zeros(len(rows), dtype=torch.bool)
+    for s, place in places.items():
+        order = torch.randperm(len(place), generator=generator)
+        is_chosen[place[order[: max(1, int(n * count[s] + 1e-9))]]] = True
+    return rows[is_chosen]
+
+
+def _differential(judged: Judged, data: ResponseData, half: Half, fdr: float) -> Tensor:
     """Differentially expressed genes of every row, ``(N, G)`` bool."""
-    found, controls = [], {}
+    found = []
     for f, row in zip(judged.fold, judged.row, strict=True):
         fold = data.folds[f]
         place = [fold.gene_names.index(g) for g in judged.genes]
-        context = int(fold.test.context[row])
-        if (f, context) not in controls:
-            controls[f, context] = fold.control_cells(half, context)[:, place]
+        rows = matched_rows(data, fold, half, row)
+        control = data.matrix.values[rows][:, fold.genes.cpu()][:, place]
         cells = fold.test.cells(row)[:, place]
-        found.append(metrics.differential_genes(cells, controls[f, context], fdr=fdr))
+        found.append(metrics.differential_genes(cells, control, fdr=fdr))
     return torch.stack(found)
+
+
+def chosen_ridges(builder: Builder) -> str:
+    """Components and penalties the ridge chose, by fold, in a sentence."""
+    said = []
+    for f, fold in enumerate(builder.data.folds):
+        hot = (fold.test.multi_hot.cpu() > 0).double()
+        n_component, penalty = ridge_choice(builder.known[0][f], hot)
+        said.append(f"{n_component} components, penalty {penalty:g}")
+    return "chosen on training conditions, by fold, shared controls: " + "; ".join(said)
 
 
 def unavailable(judged: Judged, builder: Builder) -> dict[str, str]:
@@ -571,7 +643,7 @@ def unavailable(judged: Judged, builder: Builder) -> dict[str, str]:
         why = "no scored perturbation has a gene that was perturbed alone in training: it is the "
         reasons["additive"] = reasons["matching_mean"] = why + "perturbed mean"
     if not has_row:
-        reasons["ridge"] = (
+        reasons["ridge"] = reasons["ridge_published"] = (
             "no scored perturbation, or fewer than two of training, acts on measured genes alone, "
             "which is what the bilinear model describes perturbations by: it is the perturbed mean"
         )

@@ -26,7 +26,8 @@ RESPONSE = {
     "pearson_delta_ungated_disjoint": "the same, disjoint controls",
     "coverage_90": "share of measured responses inside the 90 % prediction interval",
     "coverage_90_disjoint": "the same, truth measured against other controls",
-    "epistasis_pearson": "correlation of the predicted departure from additivity with the planted",
+    "epistasis_pearson": "predicted departure from additivity against the planted; r, not all of "
+    "it interaction: shrinkage and saturation depart from additivity too",
     "n_test_perturbations": "held-out perturbations that are scored: the sample size",
     "n_test_perturbations_all": "held-out perturbations, those of other subgroups too",
     "n_gene_scored": "genes common to all folds",
@@ -41,7 +42,9 @@ RESPONSE = {
     "{score}_perturbed_mean": "{score}, predicting the mean of other perturbations",
     "{score}_matching_mean": "{score}, predicting the mean of the single responses",
     "{score}_additive": "{score}, predicting the sum of the single responses",
-    "{score}_ridge": "{score} of the bilinear ridge regression",
+    "{score}_additive_shrunk": "{score}, single responses shrunk by reliability, then summed",
+    "{score}_ridge": "{score} of the bilinear ridge, its setting chosen on training conditions",
+    "{score}_ridge_published": "{score} of the bilinear ridge, 10 components and penalty 0.1",
     "{score}_ceiling": "{score} of one half of the cells predicting the other",
     **{
         f"{metric}{form}": f"{text}; {words}"

@@ -27,7 +27,16 @@ METRICS = (
     "energy_distance",
 )
 LOWER_IS_BETTER = ("mse", "mse_top20_de", "energy_distance")
-BASELINES = ("no_change", "perturbed_mean", "matching_mean", "additive", "ridge", "ceiling")
+BASELINES = (
+    "no_change",
+    "perturbed_mean",
+    "matching_mean",
+    "additive",
+    "additive_shrunk",
+    "ridge",
+    "ridge_published",
+    "ceiling",
+)
 N_TOP = 20
 
 

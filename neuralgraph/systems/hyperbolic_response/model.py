@@ -306,6 +306,12 @@ class ResponseModel(nn.Module):
         full, partial = (self.members(tasks, self.kept(group)) for group in GROUPS)
         return torch.where(tasks.is_full[None, :, None, :, None], full, partial)
 
+    def direction_weights(self, tasks: Tasks) -> Tensor:
+        """Kept weights of ``FEATURES``, mean over the ensemble, before the gate, (V, F, T, K)."""
+        before = self._before(tasks)[0]
+        full, partial = (self._code(tasks, self.kept(group))[0] - before for group in GROUPS)
+        return torch.where(tasks.is_full[None, :, None, :, None], full, partial).mean(2)
+
     def forward(self, tasks: Tasks) -> Prediction:
         """Predict questions, with the gate and the noise that validation chose."""
         every = self.chosen(tasks)

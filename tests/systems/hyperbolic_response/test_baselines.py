@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from neuralgraph.systems.hyperbolic_response import baselines
 from neuralgraph.systems.hyperbolic_response.baselines import (
     PREDICTORS,
     Known,
     additive,
+    additive_shrunk,
+    bilinear,
     matching_mean,
     perturbed_mean,
     population_control,
     ridge,
+    ridge_choice,
+    ridge_published,
     shrunk,
 )
 
@@ -84,7 +89,7 @@ def test_ridge_recovers_a_bilinear_world_better_than_the_mean():
     hot = torch.eye(60, dtype=torch.float64)[n:]
     context = torch.zeros(60 - n, dtype=torch.long)
     wanted = table[:, n:].T
-    error = (ridge(screen, hot, context, n_component=3, penalty=1e-6) - wanted).square().mean()
+    error = (bilinear(screen, hot, context, [(3, 1e-6)])[0] - wanted).square().mean()
     of_mean = (perturbed_mean(screen, hot, context) - wanted).square().mean()
     assert error < 0.05 * of_mean
 
@@ -142,3 +147,60 @@ def test_a_condition_leaves_alone_or_with_its_relatives():
     assert len(left.delta) == 4 and not (left.hot[:, 0] > 0).any()
     for predictor in PREDICTORS.values():
         assert predictor(left, *ask(0, 1)).shape == (1, N_GENE)
+
+
+def bilinear_world(noise: float = 0.0) -> tuple[Known, torch.Tensor]:
+    """Responses of 40 perturbed genes in 12 components; those of 20 further ones beside."""
+    generator = torch.Generator().manual_seed(3)
+    genes = torch.linalg.qr(torch.randn(60, 12, generator=generator, dtype=torch.float64))[0]
+    table = 40 * genes @ genes.T
+    measured = table + noise * torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    n = 40
+    screen = Known(
+        delta=measured[:, :n].T.contiguous(),
+        variance=torch.full((n, 60), noise**2, dtype=torch.float64),
+        hot=torch.eye(60, dtype=torch.float64)[:n],
+        context=torch.zeros(n, dtype=torch.long),
+        control=torch.zeros(1, 60, dtype=torch.float64),
+        control_variance=torch.zeros(1, 60, dtype=torch.float64),
+        gene_of=torch.arange(60),
+    )
+    return screen, table[:, n:].T
+
+
+def test_the_chosen_ridge_beats_the_published_one_where_ten_components_are_too_few():
+    screen, wanted = bilinear_world(noise=0.2)
+    hot, context = torch.eye(60, dtype=torch.float64)[40:], torch.zeros(20, dtype=torch.long)
+    chosen = (ridge(screen, hot, context) - wanted).square().mean()
+    published = (ridge_published(screen, hot, context) - wanted).square().mean()
+    assert ridge_choice(screen, hot)[0] > 10 and float(chosen) < 0.8 * float(published)
+
+
+def test_the_choice_of_the_ridge_leaves_out_what_shares_a_gene(monkeypatch):
+    """Each inner fold predicts conditions none of whose genes it has seen, as at test."""
+    screen, _ = known()
+    seen = []
+
+    def watch(inner, hot, context, settings):
+        seen.append((inner.hot, hot))
+        return torch.zeros(len(settings), len(hot), N_GENE, dtype=torch.float64)
+
+    monkeypatch.setattr(baselines, "bilinear", watch)
+    ridge_choice(screen, ask(5)[0])  # gene 5 is new: pairs of a held gene leave with it
+    assert len(seen) == 5
+    assert all(float((inner @ held.T).sum()) == 0 for inner, held in seen)
+
+
+def test_nothing_to_choose_on_gives_the_published_setting():
+    screen, _ = known()
+    assert ridge_choice(screen, ask(0, 1)[0]) == (10, 0.1)  # one pair to choose on
+    assert torch.equal(ridge(screen, *ask(2, 3)), ridge_published(screen, *ask(2, 3)))
+
+
+def test_the_shrunk_additive_is_the_sum_of_shrunk_responses():
+    screen, true = known(0, noise=1.5)
+    clean = shrunk(screen, control_is_exact=True)
+    said = additive_shrunk(screen, *ask(2, 3), control_is_exact=True)
+    assert torch.allclose(said[0], clean.delta[2] + clean.delta[3])
+    far = (additive(screen, *ask(2, 3))[0] - true[2] - true[3]).square().mean()
+    assert (said[0] - true[2] - true[3]).square().mean() < far
