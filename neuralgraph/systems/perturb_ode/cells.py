@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, NotNegative
@@ -60,6 +59,11 @@ class CountedScreen:
         min_cells: Count,
         keep_cells: bool,
     ) -> None:
+        if correct_batches and not screen.has_control:
+            raise ConfigError(
+                "batches are shifted by unperturbed cells: set screen.has_control=true, or "
+                "correct_batches=false"
+            )
         if design not in DESIGNS:
             raise ConfigError(f"unknown design '{design}': {nearest(design, DESIGNS)}")
         if n_cell < n_batch:
@@ -76,31 +80,33 @@ class CountedScreen:
             gene_column=None,
             medium_column="medium" if screen.n_medium else None,
             medium_label="M0" if screen.n_medium else None,
-            batch_column="batch" if correct_batches else None,
+            batch_column="batch",
+            correct_batches=correct_batches,
             min_cells=min_cells,
             max_genes=None,
             keep_cells=keep_cells,
         )
 
     def simulate(self, seed: int) -> tuple[Recording, Truth]:
-        """Cells of a new screen, as means, covariances and cell counts."""
+        """Cells of a new screen, as means, covariances and cell counts.
+
+        The truth keeps the expression units of the network (``state_unit`` in its facts), on day 0
+        and the days of the recording, whose own state is log1p expression; its conditions stand in
+        the order of the recording.
+        """
         recording, truth = self.screen.simulate(seed)
         table = self.table(recording, truth, seed)
         found = self.reader.summary(table, source=f"simulated with seed {seed}")
         order = {name: row for row, name in enumerate(recording.provenance["conditions"])}
         rows = [order[name] for name in found.provenance["conditions"]]
-        hidden = {
-            **truth.parameters,
-            "state": truth.parameters["state"][rows],
-            "attractor": truth.parameters["attractor"][rows],
+        by_condition = {
+            name: truth.parameters[name][rows] for name in ("state", "attractor", "added")
         }
-        graph = dict(found.graph)
-        if self.reader.keep_cells:
-            graph["counts"] = torch.from_numpy(table.layers["counts"]).double()
-            graph["cell_batch"] = torch.from_numpy(table.obs["batch"].cat.codes.to_numpy().copy())
-            graph["cell_batch"] = graph["cell_batch"].long()
-        found = replace(found, graph=graph, provenance={**found.provenance, "seed": seed})
-        return found, Truth(parameters=hidden, facts=dict(truth.facts))
+        found = replace(found, provenance={**found.provenance, "seed": seed})
+        return found, Truth(
+            parameters={**truth.parameters, **by_condition},
+            facts={**truth.facts, "state_unit": recording.units["state"]},
+        )
 
     def reveal(
         self, recording: Recording, truth: Truth | None, /, *, edges: bool
@@ -124,7 +130,8 @@ class CountedScreen:
             "AnnData: X log-normalised, layers['counts'], obs with perturbation, day, batch and "
             "medium. Read back with simulator=perturb_ode_renge simulator.path=FILE "
             "simulator.perturbation_column=perturbation simulator.time_column=day "
-            "simulator.gene_column=null simulator.control_label=control.",
+            "simulator.gene_column=null simulator.control_label=control; batches with "
+            "simulator.batch_column=batch.",
             f"{table.n_obs} cells, {table.n_vars} genes\n" + obs.head(3).to_string(),
         )
 

@@ -22,7 +22,7 @@ from neuralgraph.systems.perturb_ode.reference import Choice, Series, Shrunk
 
 
 class DirectionalNetwork:
-    """Settings of the twin.
+    """Settings of the twin; only the epoch is chosen within, the rest is taken as given.
 
     Args:
         path: Reference path, ``mean`` or ``median``.
@@ -72,7 +72,7 @@ class DirectionalNetwork:
             )
             for fold in folds
         ]
-        n_fold, n = len(folds), len(folds) * self.n_seed
+        n_fold = len(folds)
         score = torch.stack([s.score for s in shrunk])  # (fold, K, T, q)
         share = torch.ones(n_fold, len(everyone), dtype=score.dtype)
         for f, fold in enumerate(folds):
@@ -127,7 +127,6 @@ class DirectionalNetwork:
             (error * vote).sum().backward()
             torch.nn.utils.clip_grad_value_(parameters, 1.0)
             optimizer.step()
-        assert n == begin.shape[0]
         return self._chosen(series, rows, folds, shrunk, looks)
 
     def _chosen(

@@ -30,7 +30,7 @@ SERIES = {
     "test_mse_selected": "error of the arm and epoch, or field, chosen on validation knock-outs",
     "test_mse_selected_ode": "the same, chosen among the neural ODEs alone",
     "test_mse_local_field": "error of the closed-form local field, settings chosen within",
-    "test_mse_neural_twin": "error of the neural twin of the local field, epoch chosen within",
+    "test_mse_neural_twin": "twin of the local field: setting chosen on this set, epoch within",
     "test_mse_baseline": "reference path plus the shrunk day-2 deviation: the strongest baseline",
     "test_mse_reference_path": "error of the path that training knock-outs take on average",
     "test_mse_no_change_projected": "no change, start projected on components of training cells",
@@ -65,7 +65,7 @@ MOVEMENT = {
     "specific_p_{a}_{b}": "share of shuffles with as large a change of their own, {a} to {b}",
     "n_settled": "conditions whose own change on the last day is below the margin for sure",
     "n_moving": "conditions whose own change on the last day is above 0 for sure",
-    "n_undecided": "conditions with too few cells to say",
+    "n_undecided": "conditions whose interval reaches the margin and includes 0",
     "equal_n_cells": "cells of each group in the comparison at equal numbers",
     "final_loss": "mean square of what conditions do not share",
 }
@@ -78,7 +78,7 @@ LINEAGE = {
     "energy_distance_train": "distance to the clouds of training conditions",
     "n_better_than_unperturbed": "held-out knock-outs better predicted than by unperturbed cells",
     "n_held_out": "knock-outs held out",
-    "type_share_error_held_out": "share of cells predicted to be of a wrong type on the last day",
+    "type_share_error_held_out": "half the L1 distance of the shares of types, last day",
     "type_share_error_held_out_unperturbed": "the same for unperturbed cells",
     "pseudotime_day_spearman": "rank correlation of pseudotime and day of unperturbed cells",
     "final_loss": "distance between clouds at the end of training",
@@ -87,7 +87,7 @@ LINEAGE = {
 
 COUNTS = {
     "test_bound": "surprise of the counts of a held-out cell, each gene, with its latent cell",
-    "test_bound_no_latent": "the same with one abundance for each condition",
+    "test_bound_no_latent": "the same without: one abundance a condition, all fitted on its own",
     "batch_factor_spread": "standard deviation of the log factors of the batches",
     "median_dispersion": "median over genes of the dispersion of the counts",
     "final_loss": "the surprise at the end of training, on training cells",

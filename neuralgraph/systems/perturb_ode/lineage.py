@@ -298,11 +298,12 @@ def type_names(ends: Tensor, names: tuple[str, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class CloudSpec:
-    """Sizes and given facts a model is built from."""
+    """Sizes and given facts a model is built from; pinned genes are held, without noise."""
 
     names: tuple[str, ...]
     scale: float
     is_edge: Tensor | None
+    is_pinned: bool
 
 
 @dataclass(frozen=True)
@@ -349,6 +350,7 @@ class CloudData:
             names=recording.names,
             scale=float(cells[~self.is_test].mean()),
             is_edge=given.get("is_edge"),
+            is_pinned=recording.provenance.get("kind") == "pin",
         )
 
     def starts(self, horizon: int) -> Tensor:
@@ -402,8 +404,9 @@ class LineageField(nn.Module):
     r"""A noisy field of production and decay, one small network for each gene.
 
     :math:`dx = (u\,\mathrm{softplus}(N_i(x)) - \gamma x)\,dt + \sigma \sqrt{x + \epsilon}\,dW`.
-    Each gene's network sees the regulators of the gene alone where the graph is given. The draws of
-    the noise are the same in every step of training: the loss is a function of the parameters.
+    Each gene's network sees the regulators of the gene alone where the graph is given. A gene that
+    is pinned, and not merely no longer produced, is without noise. The draws of the noise are the
+    same in every step of training: the loss is a function of the parameters.
 
     Args:
         spec: Sizes, scale and the graph where it is given.
@@ -431,7 +434,7 @@ class LineageField(nn.Module):
         n = len(spec.names)
         mask = torch.ones(n, n) if spec.is_edge is None else spec.is_edge.float()
         self.register_buffer("mask", mask)
-        self.scale, self.max_step = spec.scale, max_step
+        self.scale, self.max_step, self.is_pinned = spec.scale, max_step, spec.is_pinned
 
         def start(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter(
@@ -466,7 +469,8 @@ class LineageField(nn.Module):
         def spread(x: Tensor) -> Tensor:
             if log_spread is None:
                 return torch.zeros_like(x)
-            return log_spread.exp() * (x.clamp_min(0) + FLOOR).sqrt()
+            free = (u > 0).to(x) if self.is_pinned else 1.0
+            return log_spread.exp() * (x.clamp_min(0) + FLOOR).sqrt() * free
 
         states, weights = euler_maruyama(
             lambda x: self.drift(x, u),

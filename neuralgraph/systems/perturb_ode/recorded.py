@@ -35,13 +35,15 @@ class SeriesReader:
         gene_column: Column of ``var`` with the gene names, ``null`` for its index.
         medium_column: Column of ``obs`` with the medium, ``null`` where there is one.
         medium_label: The usual medium among its values.
-        batch_column: Column of ``obs`` with the batch, ``null`` to leave batches alone. Each batch
-            is shifted, gene by gene and day by day, so that its unperturbed cells have the mean of
-            the unperturbed cells of all batches; every batch needs some.
+        batch_column: Column of ``obs`` with the batch, ``null`` to leave batches alone.
+        correct_batches: Whether each batch is shifted, gene by gene and day by day, so that its
+            unperturbed cells have the mean of the unperturbed cells of all batches; every batch
+            needs some. Counts stay as they are.
         min_cells: Fewest cells of a condition on a day.
         max_genes: Genes of highest variance that are kept, ``null`` for all. Covariances need
             memory of (conditions × days × genes²).
-        keep_cells: Whether the recording holds every cell too.
+        keep_cells: Whether the recording holds every cell too, with its batch where
+            ``batch_column`` is set and its counts of the kept genes where ``layers['counts']`` is.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SeriesReader:
         medium_column: str | None,
         medium_label: str | None,
         batch_column: str | None,
+        correct_batches: bool,
         min_cells: Count,
         max_genes: int | None,
         keep_cells: bool,
@@ -64,15 +67,15 @@ class SeriesReader:
             raise ConfigError(
                 f"medium_label is not set: say which value of '{medium_column}' is the usual medium"
             )
-        if batch_column is not None and control_label is None:
+        if batch_column is not None and correct_batches and control_label is None:
             raise ConfigError(
-                "batches are compared by their unperturbed cells: set control_label, or "
-                "batch_column=null"
+                "batches are shifted by their unperturbed cells: set control_label, or "
+                "correct_batches=false"
             )
         self.perturbation_column, self.time_column = perturbation_column, time_column
         self.control_label, self.gene_column = control_label, gene_column
         self.medium_column, self.medium_label = medium_column, medium_label
-        self.batch_column = batch_column
+        self.batch_column, self.correct_batches = batch_column, correct_batches
         self.min_cells, self.max_genes, self.keep_cells = min_cells, max_genes, keep_cells
 
     def summary(self, cells: anndata.AnnData, *, source: str) -> Recording:
@@ -99,6 +102,7 @@ class SeriesReader:
                 f"{source}: X reaches {values.max():g}, which no log-normalised expression "
                 "does: normalise and log1p first (scanpy.pp.normalize_total, scanpy.pp.log1p)"
             )
+        kept = np.arange(len(names))
         if self.max_genes is not None and self.max_genes < len(names):
             kept = np.sort(np.argsort(-values.var(0), kind="stable")[: self.max_genes])
             values, names = values[:, kept], tuple(names[i] for i in kept)
@@ -121,17 +125,21 @@ class SeriesReader:
             np.char.add(np.char.add(label, " in "), medium),
         )
         is_control = label == (self.control_label or "\0")
+        extra: dict[str, Tensor] = {}
         if self.batch_column is not None:
             batch = self._labels(cells, self.batch_column)
-            values = shifted_batches(values, batch, days, is_control, self.batch_column)
+            extra["cell_batch"] = torch.from_numpy(np.unique(batch, return_inverse=True)[1]).long()
+            if self.correct_batches:
+                values = shifted_batches(values, batch, days, is_control, self.batch_column)
         found = sorted(set(zip(~is_control, condition, label, medium, strict=True)))
         recording = self._statistics(values, condition, days, found, unique_days, names, source)
-        if self.keep_cells and "counts" in cells.layers and len(names) == cells.n_vars:
-            layer: Any = cells.layers["counts"]
+        if not self.keep_cells:
+            return recording
+        if "counts" in cells.layers:
+            layer: Any = cells.layers["counts"][:, kept]
             dense = np.asarray(layer.todense() if hasattr(layer, "todense") else layer)
-            graph = {**recording.graph, "counts": torch.from_numpy(dense.astype(np.float64))}
-            recording = replace(recording, graph=graph)
-        return recording
+            extra["counts"] = torch.from_numpy(dense.astype(np.float64))
+        return replace(recording, graph={**recording.graph, **extra})
 
     def _statistics(
         self,
@@ -307,8 +315,8 @@ def shifted_batches(
             if common is None or not own.any():
                 raise DataError(
                     f"batch '{name}' of obs['{column}'] holds no unperturbed cell on day {day:g}: "
-                    "its shift cannot be told from the perturbations (set batch_column=null to "
-                    "leave batches alone)"
+                    "its shift cannot be told from the perturbations (set correct_batches=false "
+                    "to leave the batches as they are)"
                 )
             moved[rows] += common - values[own].mean(0)
     return moved
@@ -326,6 +334,7 @@ class KnockoutSeries:
         medium_column: Medium of each cell, ``null`` where there is one.
         medium_label: The usual medium.
         batch_column: Batch of each cell, ``null`` to leave batches alone.
+        correct_batches: Whether batches are shifted on each other.
         edges_path: Table of regulator and target genes for ``prior.edges=true`` (two first columns,
             tab-separated, as TRRUST has them), a path or a name in the data folders.
         min_cells: Fewest cells of a condition on a day.
@@ -344,6 +353,7 @@ class KnockoutSeries:
         medium_column: str | None,
         medium_label: str | None,
         batch_column: str | None,
+        correct_batches: bool,
         edges_path: str,
         min_cells: Count,
         max_genes: int | None,
@@ -358,6 +368,7 @@ class KnockoutSeries:
             medium_column=medium_column,
             medium_label=medium_label,
             batch_column=batch_column,
+            correct_batches=correct_batches,
             min_cells=min_cells,
             max_genes=max_genes,
             keep_cells=keep_cells,

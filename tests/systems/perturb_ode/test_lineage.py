@@ -138,6 +138,17 @@ def field(data, **changed):
     return LineageField(data.spec, generator=torch.Generator().manual_seed(0), **knobs).double()
 
 
+@pytest.mark.parametrize("kind", ["pin", "knockout"])
+def test_a_pinned_gene_stays_at_0_and_one_no_longer_produced_flickers(kind):
+    screen = LineageScreen(**{**TREE_SCREEN, "kind": kind, "days": [4.0, 8.0], "n_cell": 8})
+    data = CloudData(screen.simulate(1)[0], {})
+    with torch.no_grad():
+        clouds, _ = field(data)(data.everything())
+    gone = data.everything().production[:, None, None].expand_as(clouds) == 0
+    assert bool((clouds[gone] == 0).all()) == (kind == "pin")
+    assert float(clouds[~gone].std()) > 0
+
+
 @pytest.mark.parametrize("has_growth", [False, True])
 def test_training_brings_the_clouds_closer(tree, has_growth):
     data = CloudData(tree[0], {"is_edge": tree[1].parameters["is_edge"]})

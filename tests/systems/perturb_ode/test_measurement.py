@@ -15,6 +15,7 @@ from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.measurement import Measurement
 from neuralgraph.systems.perturb_ode.recorded import KnockoutSeries, shifted_batches
 from neuralgraph.systems.perturb_ode.simulator import HillScreen
+from neuralgraph.systems.perturb_ode.vae import CellCounts
 
 PLAIN = Measurement(
     depth=500.0,
@@ -123,6 +124,7 @@ READ = {
     "medium_column": None,
     "medium_label": None,
     "batch_column": None,
+    "correct_batches": True,
     "edges_path": "trrust/trrust_human.tsv",
     "min_cells": 20,
     "max_genes": None,
@@ -147,6 +149,47 @@ def test_a_simulated_file_is_read_back_like_a_users_own(tmp_path):
 
     counts = anndata.read_h5ad(product.path).layers["counts"]
     assert (counts == counts.round()).all() and counts.min() == 0
+
+
+def test_batches_and_counts_of_a_file_reach_the_recording(tmp_path):
+    simulator = counted_screen()
+    recording, truth = simulator.simulate(4)
+    (product,) = simulator.exhibits(recording, truth, tmp_path)
+
+    def again(**changed):
+        return KnockoutSeries(path=str(product.path), **{**READ, **changed}).simulate(0)[0]
+
+    plain = again()
+    assert "cell_batch" not in plain.graph
+    known = {"batch_column": "batch", "correct_batches": False}
+    found = again(**known)
+    assert torch.equal(found.graph["cell_batch"], recording.graph["cell_batch"])
+    assert found.graph["cell_batch"].unique().tolist() == [0, 1, 2]
+    assert torch.equal(found.state, plain.state)
+    assert not torch.equal(again(batch_column="batch").state, plain.state)
+    assert CellCounts(found, {}, test_fraction=0.2).spec.n_batch == 3
+    few = again(**known, max_genes=4)
+    columns = [found.names.index(name) for name in few.names]
+    assert len(columns) == 4
+    assert torch.equal(few.graph["counts"], found.graph["counts"][:, columns])
+    with pytest.raises(ConfigError, match="correct_batches=false"):
+        again(batch_column="batch", control_label=None)
+    with pytest.raises(ConfigError, match="has_control"):
+        counted_screen({"has_control": False}, correct_batches=True)
+
+
+def test_the_truth_of_counted_cells_has_the_conditions_of_the_recording():
+    simulator = counted_screen({"n_medium": 1})
+    recording, truth = simulator.simulate(2)
+    names = recording.provenance["conditions"]
+    clean, its_truth = simulator.screen.simulate(2)
+    order = [clean.provenance["conditions"].index(name) for name in names]
+    assert order != sorted(order)
+    for name in ("state", "attractor", "added"):
+        assert torch.equal(truth.parameters[name], its_truth.parameters[name][order]), name
+    in_medium = recording.inputs["medium"][:, 0, 0] > 0
+    assert torch.equal(truth.parameters["added"].any(1), in_medium)
+    assert truth.facts["state_unit"] == "expression units" != recording.units["state"]
 
 
 def test_the_same_seed_gives_the_same_cells():

@@ -30,6 +30,7 @@ READ = {
     "medium_column": None,
     "medium_label": None,
     "batch_column": None,
+    "correct_batches": True,
     "edges_path": "trrust/trrust_human.tsv",
     "keep_cells": False,
 }
