@@ -618,7 +618,9 @@ def chosen_ridges(builder: Builder) -> str:
     said = []
     for f, fold in enumerate(builder.data.folds):
         hot = (fold.test.multi_hot.cpu() > 0).double()
-        n_component, penalty = ridge_choice(builder.known[0][f], hot)
+        known = builder.known[0][f]
+        n_component, penalty = ridge_choice(known, hot)
+        n_component = min(n_component, *known.delta.shape)  # as many as there are
         said.append(f"{n_component} components, penalty {penalty:g}")
     return "chosen on training conditions, by fold, shared controls: " + "; ".join(said)
 
