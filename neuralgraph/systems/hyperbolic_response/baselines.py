@@ -35,14 +35,6 @@ class Known:
     control_variance: Tensor
     gene_of: Tensor
 
-    def without(self, row: int, *, also_related: bool) -> Known:
-        """The same without one condition; ``also_related``: without its genes anywhere."""
-        keep = torch.ones(len(self.delta), dtype=torch.bool)
-        keep[row] = False
-        if also_related:
-            keep &= (self.hot @ self.hot[row]) == 0
-        return self.rows(keep)
-
     def rows(self, keep: Tensor) -> Known:
         """Some of the conditions, by mask or index."""
         return replace(

@@ -10,18 +10,14 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, Natural, Part, Positive
-from neuralgraph.core.data_home import find_data
 from neuralgraph.core.errors import ConfigError, DataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.systems.hyperbolic_response.gene_graph import (
     GeneGraph,
     GraphSource,
-    correlation_graph,
-    given_graph,
-    identity_graph,
-    read_string,
-    read_trrust,
+    make_graph,
 )
+from neuralgraph.systems.hyperbolic_response.labels import refuse_unequal_weights
 from neuralgraph.systems.hyperbolic_response.prepare import (
     log_normalise,
     variable_genes,
@@ -203,12 +199,7 @@ class ResponseSpec:
         contexts: Cell types.
         graph: Gene graph over measured and perturbed genes.
         perturbation_node: Node of each perturbation, ``(P,)`` long.
-        fold_genes: Response genes of each fold, ``(n_fold, G)`` long, columns of the recording.
-        fold_gene_node: Their nodes, ``(n_fold, G)`` long.
         control_mean: Controls of the prediction half by fold and cell type, ``(n_fold, K, G)``.
-        node_mean: Mean of the prediction half of the controls at each node, all cell types, 0 for
-            nodes that are not measured, ``(n_node,)``.
-        is_measured: Whether a node is measured, ``(n_node,)`` bool.
     """
 
     gene_names: tuple[str, ...]
@@ -216,21 +207,17 @@ class ResponseSpec:
     contexts: tuple[str, ...]
     graph: GeneGraph
     perturbation_node: Tensor
-    fold_genes: Tensor
-    fold_gene_node: Tensor
     control_mean: Tensor
-    node_mean: Tensor
-    is_measured: Tensor
 
     @property
     def n_fold(self) -> int:
         """Folds that are trained."""
-        return self.fold_genes.shape[0]
+        return self.control_mean.shape[0]
 
     @property
     def n_gene(self) -> int:
         """Response genes of a fold."""
-        return self.fold_genes.shape[1]
+        return self.control_mean.shape[2]
 
     @property
     def n_perturbation(self) -> int:
@@ -251,8 +238,8 @@ class ResponseSpec:
         """``(1, P)`` of a perturbation named by the user, such as ``KLF1+MAP2K6``.
 
         Raises:
-            DataError: a gene that is not in the vocabulary; says which are near, and whether the
-                gene graph knows it.
+            DataError: a gene that is not in the vocabulary (says which are near), or one that is
+                named twice.
         """
         row = torch.zeros(1, self.n_perturbation, dtype=self.control_mean.dtype)
         for gene in perturbation.split("+"):
@@ -261,7 +248,13 @@ class ResponseSpec:
                 raise DataError(
                     f"'{name}' is not perturbed in this screen: {nearest(name, self.perturbations)}"
                 )
-            row[0, self.perturbations.index(name)] = 1.0
+            place = self.perturbations.index(name)
+            if row[0, place] > 0:
+                raise DataError(
+                    f"'{perturbation}' names '{name}' twice: expected each gene once, such as "
+                    f"'{name}' alone"
+                )
+            row[0, place] = 1.0
         return row
 
 
@@ -273,19 +266,11 @@ class ResponseBatch:
         fold: Fold of each item, ``(B,)`` long.
         multi_hot: Perturbed genes, ``(B, P)``.
         context: Cell type, ``(B,)`` long.
-        delta: Effect against the prediction half of the controls, ``(B, G)``.
-        delta_shared: Effect against all controls, ``(B, G)``.
-        variance: Sampling variance of the mean, ``(B, G)``.
-        n_cell: ``(B,)``.
     """
 
     fold: Tensor
     multi_hot: Tensor
     context: Tensor
-    delta: Tensor
-    delta_shared: Tensor
-    variance: Tensor
-    n_cell: Tensor
 
 
 class ResponseData:
@@ -362,12 +347,13 @@ class ResponseData:
             )
         conditions: list[str] = list(facts["conditions"])
         targets: list[tuple[str, ...]] = [tuple(t) for t in facts["targets"]]
-        weights = facts.get("target_weights") or [[1.0] * len(t) for t in targets]
+        refuse_unequal_weights(facts)
         self.control_label = conditions[0]
         self.conditions = conditions
         self.contexts: tuple[str, ...] = tuple(facts["cell_types"])
         self.gene_names = recording.names
         self.reference: Reference = reference
+        self.split: Rule = split
         self.n_control_split = n_control_split
         self.seed_of_split = seed_of_split
         self.source = str(facts.get("source", "simulated"))
@@ -397,8 +383,8 @@ class ResponseData:
         multi_hot = torch.zeros(len(keys), len(self.perturbations), dtype=torch.float64)
         place = {name: i for i, name in enumerate(self.perturbations)}
         for row, i in enumerate(self._label_of.tolist()):
-            for gene, weight in zip(targets[i], weights[i], strict=True):
-                multi_hot[row, place[gene]] = weight
+            for gene in targets[i]:
+                multi_hot[row, place[gene]] = 1.0
         self._multi_hot = multi_hot
 
         # controls: strata they are matched in, and their halves
@@ -438,8 +424,17 @@ class ResponseData:
                 )
             splits = [splits[fold]]
         prediction = self._control_rows[self._is_prediction[0]]
-        self.graph = self._make_graph(
-            graph, graph_path, graph_names_path, graph_threshold, graph_bridges, given, prediction
+        measured = set(self.gene_names)
+        self.graph = make_graph(
+            graph,
+            (*self.gene_names, *(p for p in self.perturbations if p not in measured)),
+            given,
+            measured=self.gene_names,
+            control=self.matrix.values[prediction],
+            path=graph_path,
+            names_path=graph_names_path,
+            threshold=graph_threshold,
+            n_bridge=graph_bridges,
         )
         alone = self.graph.isolated(self.perturbations)
         if alone and not allow_isolated and graph != "identity":
@@ -460,21 +455,13 @@ class ResponseData:
             self._make_fold(cut, genes) for cut, genes in zip(splits, chosen, strict=True)
         ]
         self._made.clear()
-        node_mean = torch.zeros(self.graph.n_node, dtype=torch.float64)
-        node_mean[self._gene_node] = self.matrix.values[prediction].double().mean(0)
-        is_measured = torch.zeros(self.graph.n_node, dtype=torch.bool)
-        is_measured[self._gene_node] = True
         self.spec = ResponseSpec(
             gene_names=self.gene_names,
             perturbations=self.perturbations,
             contexts=self.contexts,
             graph=self.graph,
             perturbation_node=torch.tensor([node[name] for name in self.perturbations]),
-            fold_genes=torch.stack([fold.genes for fold in self.folds]),
-            fold_gene_node=torch.stack([fold.gene_node for fold in self.folds]),
             control_mean=torch.stack([fold.control_mean for fold in self.folds]),
-            node_mean=node_mean,
-            is_measured=is_measured,
         )
         self._items = _items(self.folds)
 
@@ -565,40 +552,6 @@ class ResponseData:
                     "compare with the controls of the cell type (dataset.reference=cell_type) or "
                     "all (dataset.reference=global), or leave it out with simulator.keep"
                 )
-
-    def _make_graph(
-        self,
-        source: GraphSource,
-        path: str | None,
-        names_path: str | None,
-        threshold: float | None,
-        n_bridge: int,
-        given: Mapping[str, Tensor],
-        prediction: Tensor,
-    ) -> GeneGraph:
-        measured = set(self.gene_names)
-        nodes = (*self.gene_names, *(p for p in self.perturbations if p not in measured))
-        if source in ("string", "trrust") and path is None:
-            raise ConfigError(f"dataset.graph={source} needs its file: set dataset.graph_path")
-        if source in ("string", "correlation") and threshold is None:
-            raise ConfigError(
-                f"dataset.graph={source} needs dataset.graph_threshold "
-                + ("(a combined score, 700)" if source == "string" else "(a correlation, 0.2)")
-            )
-        if source == "trrust":
-            return read_trrust(find_data(str(path)), nodes, n_bridge)
-        if source == "string":
-            assert threshold is not None
-            table = None if names_path is None else find_data(names_path)
-            return read_string(find_data(str(path)), table, nodes, threshold, n_bridge)
-        if source == "correlation":
-            assert threshold is not None
-            return correlation_graph(
-                nodes, self.gene_names, self.matrix.values[prediction], threshold
-            )
-        if source == "simulator":
-            return given_graph(nodes, given)
-        return identity_graph(nodes)
 
     def _training_values(self, cut: Split) -> Tensor:
         """Cells that a fold may be fitted on: of training conditions, and controls."""
@@ -784,7 +737,7 @@ def _items(folds: Sequence[Fold], *, validation: bool = False) -> ResponseBatch:
         chosen = fold.validation if validation else fold.train
         assert chosen is not None
         found["fold"].append(torch.full((chosen.n_condition,), number, device=chosen.mean.device))
-        for name in ("multi_hot", "context", "delta", "delta_shared", "variance", "n_cell"):
+        for name in ("multi_hot", "context"):
             found[name].append(getattr(chosen, name))
     return ResponseBatch(**{name: torch.cat(parts) for name, parts in found.items()})
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from neuralgraph.core.errors import DataError, nearest
+from neuralgraph.core.data_home import find_data
+from neuralgraph.core.errors import ConfigError, DataError, nearest
 
 GraphSource: TypeAlias = Literal["string", "trrust", "correlation", "simulator", "identity"]
 """Where the edges of a gene graph come from."""
@@ -139,6 +140,74 @@ def largest_of_each(
     largest = largest.scatter_reduce(0, place, weight, "amax")
     index = torch.stack([torch.div(key, n_node, rounding_mode="floor"), key % n_node])
     return index, largest
+
+
+def make_graph(
+    source: GraphSource,
+    nodes: Sequence[str],
+    given: Mapping[str, Tensor],
+    *,
+    measured: Sequence[str],
+    control: Tensor,
+    path: str | None,
+    names_path: str | None,
+    threshold: float | None,
+    n_bridge: int,
+) -> GeneGraph:
+    """The gene graph of a data set, from any source.
+
+    Args:
+        source: Where the edges come from.
+        nodes: Genes of the graph; bridges may follow them.
+        given: What a simulator reveals.
+        measured: Genes of the recording, columns of ``control``; nodes or not.
+        control: Log-normalised expression of control cells for training, ``(n_cell, n_gene)``.
+        path: File of the edges (``string``, ``trrust``).
+        names_path: Table from STRING identifiers to symbols.
+        threshold: Least combined score, or least absolute correlation.
+        n_bridge: Genes that may join to link nodes (``string``, ``trrust``).
+
+    Raises:
+        ConfigError: a setting that the source needs is missing.
+        DataError: the simulator revealed no graph, or the file cannot be used.
+    """
+    if source in ("string", "trrust") and path is None:
+        raise ConfigError(f"dataset.graph={source} needs its file: set dataset.graph_path")
+    if source in ("string", "correlation") and threshold is None:
+        raise ConfigError(
+            f"dataset.graph={source} needs dataset.graph_threshold "
+            + ("(a combined score, 700)" if source == "string" else "(a correlation, 0.2)")
+        )
+    if source == "trrust":
+        return read_trrust(find_data(str(path)), nodes, n_bridge)
+    if source == "string":
+        assert threshold is not None
+        table = None if names_path is None else find_data(names_path)
+        return read_string(find_data(str(path)), table, nodes, threshold, n_bridge)
+    if source == "correlation":
+        assert threshold is not None
+        place = {name: i for i, name in enumerate(measured)}
+        genes = [name for name in nodes if name in place]
+        return correlation_graph(nodes, genes, control[:, [place[g] for g in genes]], threshold)
+    if source == "simulator":
+        return subgraph(given_graph(measured, given), nodes)
+    return identity_graph(nodes)
+
+
+def subgraph(graph: GeneGraph, names: Sequence[str]) -> GeneGraph:
+    """Edges among some of the nodes, in their new order; names without an edge may be new."""
+    place = {name: i for i, name in enumerate(names)}
+    moved = torch.tensor([place.get(name, -1) for name in graph.names])
+    ends = moved[graph.edge_index]
+    is_kept = (ends >= 0).all(0)
+    return GeneGraph(
+        tuple(names),
+        ends[:, is_kept],
+        graph.weight[is_kept],
+        None if graph.sign is None else graph.sign[is_kept],
+        graph.is_directed,
+        graph.source,
+    )
 
 
 def identity_graph(names: Sequence[str]) -> GeneGraph:

@@ -118,7 +118,8 @@ def read_target_map(path: Path) -> dict[str, dict[str, float]]:
     ``perturbation``, ``perturbation_label``, ``condition``, ``guide``, ``guide_id``), a gene column
     (``gene``, ``gene_symbol``, ``target_gene``, ``target``) and may have ``weight`` or
     ``mapping_weight``. Without weights each gene counts 1 (perturbed together); weights are
-    normalised to sum 1 (one effect, shared).
+    normalised to sum 1 (one effect, shared). Data sets take genes as perturbed or not, and refuse
+    weights that differ within a label (:func:`refuse_unequal_weights`).
 
     Raises:
         DataError: the file, a column, an entry or a weight that cannot be used.
@@ -151,6 +152,28 @@ def read_target_map(path: Path) -> dict[str, dict[str, float]]:
             else:
                 found[str(key)] = dict(zip(genes, rows[weight].tolist(), strict=False))
     return {str(label): _weights(str(label), entry, path) for label, entry in found.items()}
+
+
+def refuse_unequal_weights(facts: Mapping[str, Any]) -> None:
+    """Refuse labels whose genes have weights that differ: no model here can tell them apart.
+
+    Args:
+        facts: Of a recording: ``conditions``, ``targets`` and, where known, ``target_weights``.
+
+    Raises:
+        DataError: names a label, its genes and their weights.
+    """
+    rows = zip(
+        facts["conditions"], facts["targets"], facts.get("target_weights") or [], strict=False
+    )
+    for name, genes, weights in rows:
+        if len(weights) > 1 and max(weights) - min(weights) > 1e-9 * max(weights):
+            shown = ", ".join(f"{g} {w:g}" for g, w in zip(genes, weights, strict=True))
+            raise DataError(
+                f"the genes of '{name}' have different weights ({shown}); expected equal ones, "
+                "since a gene is taken as perturbed or not: list the genes without weights in the "
+                "file of simulator.target_map, or only the one that is meant"
+            )
 
 
 def _weights(label: str, entry: Any, path: Path) -> dict[str, float]:

@@ -468,15 +468,16 @@ class ResponseModel(nn.Module):
         for v in range(self.n_form):
             for f in range(self.n_fold):
                 kept = tasks.is_real[f]
-                parts = torch.stack(
-                    [x[v, f, kept].flatten() for x in (level, delta.square(), ensemble)], -1
-                ).double()
-                squared = error[v, f, kept].flatten().double().square()
-                share = _positive_fit(parts, squared, level[v, f, kept].flatten().double())
+                own, moved, apart, missed = (
+                    x[v, f, kept].flatten().double().cpu()
+                    for x in (level, delta.square(), ensemble, error)
+                )
+                parts, squared = torch.stack([own, moved, apart], -1), missed.square()
+                share = _positive_fit(parts, squared, own)
                 ratio = squared / (parts @ share).clamp_min(1e-12)
                 # 90 % of the held-out genes inside 1.645 standard deviations
                 factor = ratio.quantile(0.9) / 1.645**2 if len(ratio) < 1e7 else ratio.mean()
-                self.noise[v, f] = torch.cat([share, factor[None]]).to(self.noise.dtype)
+                self.noise[v, f] = torch.cat([share, factor[None]]).to(self.noise)
 
 
 def _held_out(tasks: Tasks, every: Tensor) -> Tensor:

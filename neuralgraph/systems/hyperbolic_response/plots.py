@@ -207,7 +207,7 @@ class ResponseReporter:
 
 def everything_known(data: ResponseData) -> Any:
     """Every condition that is tested or learned from, against all controls; for description."""
-    fold = data.folds[0]
+    fold = data.to("cpu").folds[0]
     parts = [fold.train, fold.validation, fold.test]
     from dataclasses import replace
 

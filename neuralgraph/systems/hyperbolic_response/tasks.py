@@ -3,7 +3,10 @@
 A test condition is predicted from the training conditions of its fold. To learn what such a
 prediction lacks, every training condition is asked for in the same way: it is taken out of what
 is known, the closed-form baseline is made without it, and what is left over is the residual to be
-learned. Nothing of a test condition enters but the names of its genes.
+learned. One thing is shared by all questions of a fold and made once, of all its training
+conditions, the one asked for included: the principal directions (``Tasks.loading``). Held-out
+errors of training conditions, by which weights and gate are chosen, are flattered by as much.
+Nothing of a test condition enters anything but the names of its genes.
 """
 
 from __future__ import annotations
@@ -65,7 +68,8 @@ class Tasks:
         value_hot: Their perturbed genes, ``(F, C, P)``.
         is_open: Which of them a question may look at, ``(F, T, C)`` bool.
         hot: Perturbed genes of the questions, ``(F, T, P)``.
-        loading: Orthonormal directions of the responses in training, ``(V, F, G, L)``.
+        loading: Orthonormal directions of the responses of all training conditions, questions
+            among them included, ``(V, F, G, L)``.
         weight: 1 / mean squared residual of the baseline, 0 for padding, ``(V, F, T)``.
         noise: Sampling variance of a measured response, ``(V, F, G)``.
         is_full: Whether every gene of a question was perturbed alone, ``(F, T)`` bool.
@@ -179,12 +183,18 @@ def measured_column(data: ResponseData, fold: Fold) -> Tensor:
 class Builder:
     """Makes questions of a data set, with everything that depends on folds made once.
 
+    Everything is made on the CPU, wherever the data are. With ``split=unseen_cell_type`` a
+    training condition is asked for with its perturbation known in the other cell types of training,
+    as at test; with two cell types there is no other one, no question of training is like one of
+    the test, and the gate stays 0.
+
     Args:
         data: The data.
         settings: How.
     """
 
     def __init__(self, data: ResponseData, settings: TaskSettings) -> None:
+        data = data.to("cpu")
         self.data, self.settings = data, settings
         self.n_form = 1 + data.n_control_split
         graph = data.graph
@@ -232,13 +242,27 @@ class Builder:
         )
         return inner, mean - other
 
+    def _hidden(self, fold: int, asked: Tensor, context: int) -> Tensor:
+        """Known conditions ``(K,)`` that a question may not know, as none of a test does.
+
+        The perturbation itself in every cell type, with a gene asked for alone all that touch it;
+        where cell types are held out, the perturbation in this cell type.
+        """
+        known = self.known[0][fold]
+        same = (known.hot == asked).all(1)
+        if self.data.split == "unseen_cell_type":
+            return same & (known.context == context)
+        return (known.hot @ asked) > 0 if float(asked.sum()) == 1 else same
+
     def _asked_rows(self, fold: int) -> list[int]:
         order = self.known[0][fold].hot.sum(1)
         chosen = [i for i in range(len(order)) if int(order[i]) in self.orders[fold]]
         return chosen if len(chosen) > 1 else list(range(len(order)))
 
     def training(self) -> Tasks:
-        """Every training condition of the kind that is tested, asked for without itself."""
+        """Every training condition of the kind that is tested, its response taken out of what is
+        known (but not out of ``Tasks.loading``).
+        """
         rows = self.rows
         if max(map(len, rows)) < 2:
             raise DataError("fewer than two training conditions: nothing to learn a residual from")
@@ -291,10 +315,10 @@ class Builder:
             is_real[f, :n] = True
             chunk[f, :n] = torch.arange(n) % self.settings.n_chunk
             for t in range(n):
-                asked, near = hot[f][t], first.hot[keys[f]]
-                same_order = near.sum(1) == asked.sum()
-                apart = (near @ asked) == 0 if float(asked.sum()) == 1 else (near != asked).any(1)
-                is_open[f, t, :n_here] = same_order & apart
+                asked = hot[f][t]
+                same_order = first.hot.sum(1) == asked.sum()
+                is_seen = same_order & ~self._hidden(f, asked, int(context[f][t]))
+                is_open[f, t, :n_here] = is_seen[keys[f]]
             for v in range(n_form):
                 known, wanted = self.known[v][f], self.known[v][f].delta
                 if rows is not None:
@@ -311,8 +335,7 @@ class Builder:
                 for t in range(n):
                     here = known
                     if rows is not None:
-                        single = float(hot[f][t].sum()) == 1
-                        here = known.without(rows[f][t], also_related=single)
+                        here = known.rows(~self._hidden(f, hot[f][t], int(context[f][t])))
                     question = self._question(here, hot[f][t : t + 1], context[f][t : t + 1], f, v)
                     base[v, f, t], feature[v, f, t], scalar[v, f, t], full = question
                     is_full[f, t] = full

@@ -142,8 +142,8 @@ def test_noisy_controls_move_towards_the_median_perturbation():
 
 def test_a_condition_leaves_alone_or_with_its_relatives():
     screen, _ = known()
-    assert len(screen.without(0, also_related=False).delta) == 5
-    left = screen.without(0, also_related=True)
+    assert len(screen.rows(torch.arange(6) != 0).delta) == 5
+    left = screen.rows((screen.hot @ screen.hot[0]) == 0)
     assert len(left.delta) == 4 and not (left.hot[:, 0] > 0).any()
     for predictor in PREDICTORS.values():
         assert predictor(left, *ask(0, 1)).shape == (1, N_GENE)

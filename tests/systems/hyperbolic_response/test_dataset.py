@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
-from neuralgraph.systems.hyperbolic_response.dataset import ResponseBatch
 
 
 def log1p_of(recording, target_sum=1e4):
@@ -106,12 +105,9 @@ def test_held_out_cells_reach_no_training_tensor(simulated, cut, rule, seed, n_t
     assert torch.equal(before.spec.graph.edge_index, after.spec.graph.edge_index)
     for name in ("control_mean", "gene_std"):
         assert torch.equal(getattr(fold, name), getattr(other, name)), name
-    assert torch.equal(before.spec.node_mean, after.spec.node_mean)
-    batches = [(d.batch(d.starts(1)), d.validation()) for d in (before, after)]
-    for mine, its in zip(*batches, strict=True):
-        for field in fields(ResponseBatch):
-            same = torch.equal(getattr(mine, field.name), getattr(its, field.name))
-            assert same or field.name == "delta_shared", field.name
+    for mine, its in ((fold.train, other.train), (fold.validation, other.validation)):
+        for name in ("multi_hot", "context", "n_cell", "mean", "variance", "delta"):
+            assert torch.equal(getattr(mine, name), getattr(its, name)), name
     assert not torch.equal(fold.test.mean, other.test.mean)
 
 
@@ -123,8 +119,7 @@ def test_validation_cells_reach_no_training_tensor(simulated, cut):
     state[torch.cat(data.folds[0].validation.rows)] *= 3
     other = cut(replace(recording, state=state), **how)
     assert torch.equal(data.folds[0].genes, other.folds[0].genes)
-    mine, its = data.batch(data.starts(1)), other.batch(other.starts(1))
-    assert torch.equal(mine.delta_shared, its.delta_shared)
+    assert torch.equal(data.folds[0].train.delta_shared, other.folds[0].train.delta_shared)
 
 
 def test_items_are_the_training_conditions_of_every_fold(simulated, cut):
@@ -132,8 +127,8 @@ def test_items_are_the_training_conditions_of_every_fold(simulated, cut):
     data = cut(recording, given, graph="simulator", n_fold=3, validation_fraction=0.2)
     everything = data.batch(data.starts(1))
     assert everything.fold.bincount().tolist() == [f.train.n_condition for f in data.folds]
-    second = everything.delta[everything.fold == 1]
-    assert torch.equal(second, data.folds[1].train.delta)
+    second = everything.multi_hot[everything.fold == 1]
+    assert torch.equal(second, data.folds[1].train.multi_hot)
     few = data.batch(torch.tensor([0, 5]))
     assert torch.equal(few.multi_hot, everything.multi_hot[[0, 5]])
     assert data.validation().fold.unique().tolist() == [0, 1, 2]
@@ -142,7 +137,8 @@ def test_items_are_the_training_conditions_of_every_fold(simulated, cut):
     assert (spec.n_fold, spec.n_gene, spec.n_perturbation, spec.n_node) == (3, 60, 10, 60)
     names = [spec.graph.names[i] for i in spec.perturbation_node]
     assert tuple(names) == spec.perturbations
-    assert [spec.graph.names[i] for i in spec.fold_gene_node[1]] == list(data.folds[1].gene_names)
+    second = data.folds[1]
+    assert [spec.graph.names[i] for i in second.gene_node] == list(second.gene_names)
 
 
 def test_multi_hot_names_the_genes_and_unknown_ones_their_nearest(simulated, cut):
@@ -155,6 +151,9 @@ def test_multi_hot_names_the_genes_and_unknown_ones_their_nearest(simulated, cut
         assert torch.equal(data.spec.multi_hot(name)[0], row)
     with pytest.raises(DataError, match="'G999' is not perturbed"):
         data.spec.multi_hot("G999")
+    first = data.perturbations[0]
+    with pytest.raises(DataError, match=f"names '{first}' twice"):
+        data.spec.multi_hot(f"{first}+ {first}")
     with pytest.raises(DataError, match="no condition is called"):
         fold.test.index("G999")
 
@@ -163,7 +162,7 @@ def test_a_copy_in_another_type_is_whole_and_leaves_the_cells_alone(simulated, c
     recording, _, _ = simulated()
     data = cut(recording, validation_fraction=0.2)
     single = data.astype(torch.float32).to("cpu")
-    assert single.batch(single.starts(1)).delta.dtype == torch.float32
+    assert single.batch(single.starts(1)).multi_hot.dtype == torch.float32
     assert single.folds[0].test.half_a.dtype == single.spec.control_mean.dtype == torch.float32
     assert data.folds[0].test.half_a.dtype == torch.float64
     assert single.folds[1].matrix is data.folds[0].matrix
@@ -232,7 +231,6 @@ def test_perturbed_genes_need_not_be_measured(make_cells, read, cut):
     data = cut(read(make_cells()))
     assert "T9" in data.perturbations and "T9" not in data.gene_names
     assert data.spec.graph.names[-1] == "T9" and data.spec.n_node == 13
-    assert not data.spec.is_measured[-1] and data.spec.is_measured[:12].all()
 
 
 def test_a_perturbation_no_graph_knows_is_an_error_unless_accepted(make_cells, read, cut, tmp_path):
@@ -321,4 +319,25 @@ def test_the_same_recording_after_saving_gives_the_same_folds(simulated, cut, tm
     recording, _, _ = simulated()
     recording.save(tmp_path / "r.pt")
     a, b = cut(recording), cut(Recording.load(tmp_path / "r.pt"))
-    assert torch.equal(a.batch(a.starts(1)).delta, b.batch(b.starts(1)).delta)
+    assert torch.equal(a.folds[0].train.delta, b.folds[0].train.delta)
+
+
+def test_weights_that_differ_within_a_label_are_refused(make_cells, read, cut, tmp_path):
+    cells = make_cells(("control", "k1", "k2", "k3"))
+    path = tmp_path / "map.json"
+    path.write_text('{"k1": {"G0": 1, "G3": 3}, "k2": "G1", "k3": "G2"}')
+    with pytest.raises(DataError, match=r"'k1' have different weights \(G0 0\.25, G3 0\.75\)"):
+        cut(read(cells, target_map=str(path)), n_fold=1)
+    path.write_text('{"k1": {"G0": 2, "G3": 2}, "k2": "G1", "k3": "G2"}')
+    data = cut(read(cells, target_map=str(path)), n_fold=1)
+    assert data.folds[0].test.multi_hot.tolist() == [[1.0, 0.0, 0.0, 1.0]]
+
+
+def test_every_cut_has_its_own_prediction_half(simulated, cut):
+    fold = cut(simulated()[0], n_control_split=3).folds[0]
+    assert torch.equal(fold.prediction_cells(0), fold.control_cells("prediction"))
+    rows = fold.prediction_rows.sort(1).values
+    assert rows.shape == (3, len(fold.control_rows["prediction"]))
+    assert not torch.equal(rows[0], rows[1])
+    means = torch.stack([fold.prediction_cells(cut).double().mean(0) for cut in range(3)])
+    torch.testing.assert_close(means, fold.train.control[:, 0], atol=1e-6, rtol=0)

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.terms import Terms
-from neuralgraph.systems.hyperbolic_response.policy_value.dataset import (
-    PolicyValueData,
-    subgraph,
-)
+from neuralgraph.systems.hyperbolic_response.gene_graph import subgraph
+from neuralgraph.systems.hyperbolic_response.policy_value.dataset import PolicyValueData
 from neuralgraph.systems.hyperbolic_response.policy_value.environment import (
     PerturbationEnv,
     complexity_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +14,8 @@ import yaml
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
-from neuralgraph.systems.hyperbolic_response.dataset import ResponseData
-from neuralgraph.systems.hyperbolic_response.embedding import disk_map
+from neuralgraph.systems.hyperbolic_response.dataset import ResponseData, _moved
+from neuralgraph.systems.hyperbolic_response.embedding import disk_map, model_distance
 from neuralgraph.systems.hyperbolic_response.loop import train_residual
 from neuralgraph.systems.hyperbolic_response.loss import ResidualObjective
 from neuralgraph.systems.hyperbolic_response.model import ResponseModel, _gate
@@ -260,3 +261,86 @@ def test_a_tree_lies_in_the_disk_with_its_leaves_outside():
     radius = disk_map(distance).norm(dim=1)
     assert float(radius.max()) < 1
     assert float(radius[3:].min()) > float(radius[:3].max())
+
+
+@lru_cache
+def typed_screen() -> tuple[Recording, Any]:
+    """Three cell types."""
+    simulator = SimulatedScreen(
+        **menu(
+            "simulator", "perturb_screen_simulated", n_gene=40, n_single=6, n_double=4, n_cell=12,
+            n_control=40, n_batch=1, n_cell_type=3,
+        )
+    )  # fmt: skip
+    recording, truth = simulator.simulate(3)
+    return recording, simulator.reveal(recording, truth, graph=True)
+
+
+def test_a_new_cell_type_is_asked_for_in_training_as_in_the_test():
+    data = cut(*typed_screen(), split="unseen_cell_type", n_fold=None)
+    builder = Builder(data, build(data).settings)
+    training, test = builder.training(), builder.test()
+    for f in range(3):
+        known = builder.known[0][f]
+        groups = [set(t.is_full[f, t.is_real[f]].tolist()) for t in (training, test)]
+        assert groups == [{True}, {True}], "genes are known alone from the other cell types"
+        for t, row in enumerate(builder.rows[f]):
+            twin = (known.hot == known.hot[row]).all(1)
+            hidden = builder._hidden(f, known.hot[row], int(known.context[row]))
+            assert hidden.nonzero()[:, 0].tolist() == [row] and int(twin.sum()) == 2
+            assert not training.is_open[f, t, row] and training.is_open[f, t, twin.nonzero()].any()
+
+
+def test_a_held_out_perturbation_is_hidden_in_every_cell_type():
+    data = cut(*typed_screen(), split="leave_one_out", n_fold=None, fold=0)
+    builder = Builder(data, build(data).settings)
+    known = builder.known[0][0]
+    for row in range(len(known.hot)):
+        asked = known.hot[row]
+        hidden = builder._hidden(0, asked, int(known.context[row]))
+        same = (known.hot == asked).all(1)
+        touched = (known.hot @ asked) > 0
+        assert int(same.sum()) == 3
+        assert torch.equal(hidden, touched if float(asked.sum()) == 1 else same)
+
+
+def test_questions_are_made_on_the_cpu_wherever_the_data_are(monkeypatch):
+    data = cut(*screen(), fold=0)
+    settings = build(data).settings
+    here = Builder(data, settings).training()
+    away: Any = copy.copy(data)
+    away.folds = _moved(data.folds, "meta", None)  # another device: no value can be read there
+    monkeypatch.setattr(away, "to", lambda device: data)
+    there = Builder(away, settings).training()
+    for field in dataclasses.fields(here):
+        assert torch.equal(getattr(here, field.name), getattr(there, field.name)), field.name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_the_gpu_says_what_one_on_the_cpu_says():
+    data = cut(*screen(), fold=0)
+    model: Any = build(data)
+    session = Session(model, data, ResidualObjective(pull=1e-2), seed=1, device="cuda")
+    train_residual(
+        session, n_epochs=2, learning_rate=1e-3, final_rate=1e-4, clip_norm=None,
+        consider_every=1, penalties=[0.1],
+    )  # fmt: skip
+    with torch.no_grad():
+        near = session.model(Builder(session.data, model.settings).test().to("cuda", torch.float32))
+        far = trained(data, n_epochs=2, rate=1e-3).model(questions(model, data))
+    assert torch.allclose(near.delta.cpu(), far.delta, atol=1e-3)
+
+
+def test_the_map_shows_what_descent_kept():
+    data = cut(*screen(), fold=0)
+    model: Any = build(data)
+    assert model.descent_kept() == 0.0
+    start = model_distance(model)
+    model.get_buffer("full_constant").add_(1.0)  # a direction in closed form moves no point
+    assert model.descent_kept() == 0.0 and torch.equal(model_distance(model), start)
+    for name in ("embed", "single"):
+        model.get_buffer(f"full_{name}")[0].add_(0.3)
+    assert model.descent_kept() == pytest.approx(0.5), "one of two forms"
+    points = model.embed(model.kept("full"))[:1].double()
+    own = model.space.dist(points[:, :, None], points[:, None, :])[0]
+    assert torch.allclose(model_distance(model), own / own.mean(), atol=1e-6)

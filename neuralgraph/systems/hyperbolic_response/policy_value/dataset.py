@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Count, Natural, Positive
-from neuralgraph.core.data_home import find_data
-from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.errors import DataError
 from neuralgraph.core.recording import Recording
 from neuralgraph.nn.hyperbolic import row_normalised
 from neuralgraph.systems.hyperbolic_response.gene_graph import (
-    GeneGraph,
     GraphSource,
-    correlation_graph,
-    given_graph,
-    identity_graph,
-    read_string,
-    read_trrust,
+    make_graph,
 )
+from neuralgraph.systems.hyperbolic_response.labels import refuse_unequal_weights
 from neuralgraph.systems.hyperbolic_response.policy_value.rewards import (
     Reward,
     easy_first,
@@ -171,6 +166,7 @@ class PolicyValueData:
         label = recording.graph["condition"]
         cell_type, batch = recording.graph["cell_type"], recording.graph["batch"]
         fine = cell_type * len(facts["batches"]) + batch
+        refuse_unequal_weights(facts)
         targets = [tuple(genes) for genes in facts["targets"]]
         chosen = [
             i
@@ -193,10 +189,9 @@ class PolicyValueData:
         perturbed = sorted({gene for i in chosen for gene in targets[i]} - set(names))
         nodes = (*names, *perturbed)
         control = values[is_train & is_control]
-        made = _graph(
-            graph, nodes, recording.names, control, given,
-            path=graph_path, names_path=graph_names_path, threshold=graph_threshold,
-            n_bridge=graph_bridges,
+        made = make_graph(
+            graph, nodes, given, measured=recording.names, control=control, path=graph_path,
+            names_path=graph_names_path, threshold=graph_threshold, n_bridge=graph_bridges,
         )  # fmt: skip
         nodes = made.names  # the genes of the screen, then bridges
         contexts = tuple(facts["cell_types"]) if condition_on_cell_type else ("all",)
@@ -333,52 +328,3 @@ def _features(control: Tensor, n_node: int) -> Tensor:
     found[: len(scaled), :3] = scaled
     found[: len(scaled), 3] = 1.0
     return found
-
-
-def _graph(
-    source: GraphSource,
-    nodes: tuple[str, ...],
-    measured: tuple[str, ...],
-    control: Tensor,
-    given: Mapping[str, Tensor],
-    *,
-    path: str | None,
-    names_path: str | None,
-    threshold: float | None,
-    n_bridge: int,
-) -> GeneGraph:
-    """The gene graph over the nodes."""
-    if source in ("string", "trrust") and path is None:
-        raise ConfigError(f"dataset.graph={source} needs its file: set dataset.graph_path")
-    if source in ("string", "correlation") and threshold is None:
-        raise ConfigError(f"dataset.graph={source} needs dataset.graph_threshold")
-    if source == "trrust":
-        return read_trrust(find_data(str(path)), nodes, n_bridge)
-    if source == "string":
-        table = None if names_path is None else find_data(names_path)
-        return read_string(find_data(str(path)), table, nodes, float(threshold or 0), n_bridge)
-    if source == "correlation":
-        place = {name: i for i, name in enumerate(measured)}
-        genes = [name for name in nodes if name in place]
-        columns = [place[name] for name in genes]
-        return correlation_graph(nodes, genes, control[:, columns], float(threshold or 0))
-    if source == "simulator":
-        whole = given_graph(measured, given)
-        return subgraph(whole, nodes)
-    return identity_graph(nodes)
-
-
-def subgraph(graph: GeneGraph, names: tuple[str, ...]) -> GeneGraph:
-    """Edges among some of the nodes, in their new order."""
-    place = {name: i for i, name in enumerate(names)}
-    moved = torch.tensor([place.get(name, -1) for name in graph.names])
-    ends = moved[graph.edge_index]
-    is_kept = (ends >= 0).all(0)
-    return GeneGraph(
-        tuple(names),
-        ends[:, is_kept],
-        graph.weight[is_kept],
-        None if graph.sign is None else graph.sign[is_kept],
-        graph.is_directed,
-        graph.source,
-    )
