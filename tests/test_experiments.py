@@ -9,8 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-LONG = {"metabolism_ijo1366_k", "metabolism_salmonella_k"}
-"""Experiments of thousands of reactions, which no budget makes small."""
+LONG = {
+    "metabolism_ijo1366_k",
+    "metabolism_salmonella_k",
+    "metabolism_joint_noise5",
+    "metabolism_s_noise",
+    "metabolism_s_roles",
+    "metabolism_s_single",
+}
+"""Thousands of reactions, which no budget makes small, or the path of a shorter one again."""
 VERBS = sorted(
     path.stem
     for path in (ROOT / "conf").glob("*.yaml")

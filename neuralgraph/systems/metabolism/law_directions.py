@@ -105,9 +105,14 @@ def is_power_law(model: Metabolism_Propagation, state: Tensor) -> bool:
 
 def _basis(sample: Tensor) -> Tensor:
     """Orthonormal directions of the weights that change the sampled rates."""
-    values, vectors = torch.linalg.eigh(sample.T @ sample)
+    n_rate, n_weight = sample.shape
+    is_wide = n_weight > n_rate  # wide networks: the smaller of the two Gram matrices
+    values, vectors = torch.linalg.eigh(sample @ sample.T if is_wide else sample.T @ sample)
     keep = (values.flip(0) > SEEN**2 * values[-1]).nonzero()[:MOST, 0]
-    return vectors.flip(1)[:, keep].contiguous()
+    kept = vectors.flip(1)[:, keep]
+    if is_wide:
+        kept = torch.linalg.qr(sample.T @ kept)[0]
+    return kept.contiguous()
 
 
 class _Group:
