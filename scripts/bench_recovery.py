@@ -342,7 +342,8 @@ def _library(network: ReactionNetwork | None) -> Any:
             super().__init__(degree=2)
             self.monomials = monomials
 
-        def _combinations(self, *args: Any, **named: Any) -> Iterator[tuple[int, ...]]:  # type: ignore[override]
+        # pysindy has it static
+        def _combinations(self, *args: Any, **named: Any) -> Iterator[tuple[int, ...]]:  # type: ignore[override]  # see above
             return iter(self.monomials)
 
     return GraphLibrary(sorted(set(monomials_of(network))))

@@ -16,9 +16,12 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from neuralgraph.nn.hyperbolic import ManifoldName
 
 SCREEN = (
     "+experiment=hyperbolic_policy_value", "simulator.n_gene=120", "simulator.n_single=30",
@@ -54,7 +57,7 @@ def main() -> None:
             print(seed, {k: round(sum(v) / len(v), 4) for k, v in row["errors"].items()})
 
 
-def screen(seed: int, manifold: str) -> dict[str, Any]:
+def screen(seed: int, manifold: ManifoldName) -> dict[str, Any]:
     """Errors of every agent along one screen."""
     from neuralgraph.core.seeding import torch_generator
     from neuralgraph.systems.hyperbolic_response.active import (
@@ -72,7 +75,7 @@ def screen(seed: int, manifold: str) -> dict[str, Any]:
     data = parts.dataset(recording, given)
     graph = data.graph
     paths = path_lengths(graph.n_node, graph.edge_index)
-    found = embed(paths, manifold, DIM, n_step=N_STEP, learning_rate=RATE, seed=seed)  # type: ignore[arg-type]
+    found = embed(paths, manifold, DIM, n_step=N_STEP, learning_rate=RATE, seed=seed)
     scale = paths.sum() / found.distance.sum()  # edges per unit, so that lengths mean the same
     node = data.spec.targets.argmax(1)
     distance = scale * found.distance[node][:, node]

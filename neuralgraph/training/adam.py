@@ -67,7 +67,7 @@ class Adam(torch.optim.Adam):
         super().add_param_group(param_group)
         self._gathered = None
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]  # overloads
         """One step; the first, and any without all gradients, are torch's own."""
         if self._gathered is None or closure is not None:
             return self._plain_step(closure)

@@ -43,7 +43,7 @@ quick = settings(max_examples=25, deadline=None)
 
 
 def space(name: str, c: float = 1.0) -> Geometry:
-    return geometry(name, curvature=c, learnable=False)  # type: ignore[arg-type]
+    return geometry(name, curvature=c, learnable=False)  # type: ignore[arg-type]  # drawn
 
 
 def tangents(seed: int, c: float, dtype: torch.dtype, radius: float, n: int = 6) -> Tensor:
@@ -194,7 +194,7 @@ def test_a_learnable_curvature_has_a_right_gradient(name):
     def distance(raw: Tensor) -> Tensor:
         old = g.raw_curvature.data
         del g.raw_curvature
-        g.raw_curvature = raw  # type: ignore[assignment]
+        g.raw_curvature = raw  # type: ignore[assignment]  # to be differentiated
         x, y = g.expmap0(u).split(3)
         value = g.dist(x, y)
         del g.raw_curvature
@@ -222,7 +222,7 @@ def test_curvature_stays_in_its_bounds_and_can_return():
     with pytest.raises(ConfigError, match="above 0"):
         geometry("poincare", curvature=0.0, learnable=False)
     with pytest.raises(ConfigError, match="did you mean 'poincare'"):
-        geometry("poincarre")  # type: ignore[arg-type]
+        geometry("poincarre")  # type: ignore[arg-type]  # misspelt on purpose
 
 
 @pytest.mark.parametrize("name", NAMES)

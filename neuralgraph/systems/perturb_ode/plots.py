@@ -34,6 +34,15 @@ LINES = {
 """Rows of the error curves and their labels."""
 
 
+def _loss_figure(folder: Path, caption: str) -> Figure:
+    """Loss along training; called within the house style."""
+    from neuralgraph.viz import panels, style
+
+    figure = style.canvas(width=5.4, height=3.0)
+    panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
+    return style.save(figure, folder / "figures" / "loss.png", "Training", caption)
+
+
 class ScreenReporter:
     """Error of the arms on unseen knock-outs, and the loss of each arm."""
 
@@ -48,7 +57,7 @@ class ScreenReporter:
         """Draw into ``folder/figures``."""
         import matplotlib.pyplot as plt
 
-        from neuralgraph.viz import panels, style
+        from neuralgraph.viz import style
 
         out = folder / "figures"
         out.mkdir(exist_ok=True)
@@ -75,12 +84,10 @@ class ScreenReporter:
                     "Mean squared error of each arm against the clean truth (mean over its starts; "
                     "knocked-out genes left out); lines: what needs no model.",
                 )  # fmt: skip
-            figure, ax = plt.subplots(figsize=(5.4, 3.2))
-            panels.loss_curves(ax, folder / "metrics.jsonl")
-            yield style.save(
-                figure, out / "loss.png", "Training",
+            yield _loss_figure(
+                folder,
                 "Sum over all models of the data loss and of the weighted terms of the arms.",
-            )  # fmt: skip
+            )
 
     @staticmethod
     def _dots(ax: Axes, model: FieldEnsemble, scorecard: Scorecard, name: str) -> None:
@@ -114,7 +121,7 @@ class SeriesReporter:
         """Draw into ``folder/figures``."""
         import matplotlib.pyplot as plt
 
-        from neuralgraph.viz import panels, style
+        from neuralgraph.viz import style
 
         out = folder / "figures"
         out.mkdir(exist_ok=True)
@@ -170,12 +177,10 @@ class SeriesReporter:
                 "seeds; selected: chosen on inner held-out perturbations.",
             )  # fmt: skip
 
-            figure, ax = plt.subplots(figsize=(5.4, 3.2))
-            panels.loss_curves(ax, folder / "metrics.jsonl")
-            yield style.save(
-                figure, out / "loss.png", "Training",
+            yield _loss_figure(
+                folder,
                 "Sum over all models of the data loss and of the weighted terms of the arms.",
-            )  # fmt: skip
+            )
 
 
 LAYOUT_WORDS = {
@@ -337,7 +342,7 @@ class LineageReporter:
         folder: Path,
     ) -> Iterator[Figure]:
         """Draw into ``folder/figures``."""
-        from neuralgraph.viz import panels, style
+        from neuralgraph.viz import style
 
         out = folder / "figures"
         facts = scorecard.facts
@@ -432,12 +437,9 @@ class LineageReporter:
                     figure, out / "shares.png", "What held-out knock-outs become",
                     "Shares of cell types on the last day, by the nearest state of rest.",
                 )  # fmt: skip
-            figure = style.canvas(width=5.4, height=3.0)
-            panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
-            yield style.save(
-                figure, out / "loss.png", "Training",
-                "Distance between predicted and measured clouds of the training conditions.",
-            )  # fmt: skip
+            yield _loss_figure(
+                folder, "Distance between predicted and measured clouds of the training conditions."
+            )
 
 
 def branching_figure(tree: BranchingTree, path: Path) -> Figure:
@@ -586,7 +588,7 @@ class CountReporter:
         folder: Path,
     ) -> Iterator[Figure]:
         """Draw into ``folder/figures``."""
-        from neuralgraph.viz import panels, style
+        from neuralgraph.viz import style
 
         out = folder / "figures"
         test = data.rows(data.test_index if len(data.test_index) else data.train_index)
@@ -626,9 +628,7 @@ class CountReporter:
                 "Means of the latent cells on their two main directions; where there are batches, "
                 "what each does to each gene beside the first.",
             )  # fmt: skip
-            figure = style.canvas(width=5.4, height=3.0)
-            panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
-            yield style.save(
-                figure, out / "loss.png", "Training",
+            yield _loss_figure(
+                folder,
                 "Misfit of the counts and divergence from the prior, for each gene of a cell.",
-            )  # fmt: skip
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -124,13 +124,13 @@ class PolicyValueReporter:
         bar.set_label("predicted sensitivity")
 
     @staticmethod
-    def _ranking(axes: object, data: PolicyValueData, policy: Tensor, genes: Tensor) -> None:
+    def _ranking(axes: Any, data: PolicyValueData, policy: Tensor, genes: Tensor) -> None:
         from neuralgraph.viz import style
 
         spec = data.spec
         held_out = data.held_out.policy[0].double().cpu()
         signed = data.train.signed[0].cpu()
-        for ax, gene in zip(axes.flat, genes.tolist(), strict=False):  # type: ignore[attr-defined]
+        for ax, gene in zip(axes.flat, genes.tolist(), strict=False):
             top = policy[gene].argsort(descending=True)[:N_RANKED]
             at = list(range(len(top)))
             colours = [style.VERMILION if signed[p, gene] > 0 else style.BLUE for p in top.tolist()]
