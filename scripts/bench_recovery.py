@@ -38,12 +38,12 @@ from torch import Tensor
 
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import torch_generator
-from neuralgraph.systems.metabolism import metrics
+from neuralgraph.systems.metabolism import metrics, structure
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import design_flux, substrate_amplitude
+from neuralgraph.systems.metabolism.estimate import design_flux, substrate_amplitude
 from neuralgraph.systems.metabolism.kinetics import MassAction, network_of_truth
 from neuralgraph.systems.metabolism.network import ReactionNetwork, random_network
-from neuralgraph.systems.metabolism.simulator import NetworkSimulator, _Built
+from neuralgraph.systems.metabolism.simulator import Built, NetworkSimulator
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SIZES = {"10/25": (10, 25), "30/75": (30, 75), "100/256": (100, 256)}
@@ -89,7 +89,7 @@ class MassActionNetwork(NetworkSimulator):
 
     size: tuple[int, int]
 
-    def _build(self, seed: int) -> _Built:
+    def _build(self, seed: int) -> Built:
         network = random_network(
             *self.size,
             n_substrate_max=2,
@@ -102,7 +102,7 @@ class MassActionNetwork(NetworkSimulator):
         order = torch.ones_like(network.sto_sub)
         law = MassAction(network, log_k.numpy(), order.numpy())
         facts = {"rate_law": "mass_action", "order_rule": "one"}
-        return _Built(network, law, {"log_k": log_k, "order_sub": order}, facts)
+        return Built(network, law, {"log_k": log_k, "order_sub": order}, facts)
 
 
 def simulator(size: tuple[int, int], noise: float) -> MassActionNetwork:
@@ -163,7 +163,7 @@ def score(
     (2, -2) and a column (1, -1) with twice the rate constant are the same: a common factor counts
     as right for everybody.
     """
-    found = metrics.identifiability(
+    found = structure.identifiability(
         network,
         design_flux(data, truth, network),
         log_k=truth.parameters["log_k"],
@@ -255,7 +255,7 @@ def oracle(task: str, folder: Path, seconds: float) -> dict[str, Any]:
     whole = value.round()
     gauged = metrics.GaugedStoichiometry(met, rxn, value, whole, one, value, network.n_met)
     flux = design_flux(data, truth, network)
-    found = metrics.identifiability(
+    found = structure.identifiability(
         network, flux, log_k=truth.parameters["log_k"], is_stoichiometry_given=False, rtol=1e-8,
         order_sub=truth.parameters["order_sub"],
     )  # fmt: skip

@@ -30,7 +30,7 @@ from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import numpy_generator, torch_generator
 from neuralgraph.numerics.information import analyse, residual_noise
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import gauged_log_k, gauged_stoichiometry
+from neuralgraph.systems.metabolism.estimate import gauged_log_k, gauged_stoichiometry
 from neuralgraph.systems.metabolism.identifiability import MetabolismIdentifiability
 from neuralgraph.systems.metabolism.kinetics import network_of_truth
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.metrics.regression import mean_pearson, r2_identity
-from neuralgraph.numerics.integrate import FIXED, DivergedError, rollout
-from neuralgraph.systems.metabolism import metrics
+from neuralgraph.numerics.integrate import FIXED, DivergedError
+from neuralgraph.systems.metabolism import metrics, structure, verdicts
 from neuralgraph.systems.metabolism.dataset import MetabolismData
+from neuralgraph.systems.metabolism.estimate import (
+    design_flux,
+    gauged_log_k,
+    gauged_stoichiometry,
+    homeostasis_lines,
+    is_stoichiometry_given,
+    substrate_amplitude,
+)
 from neuralgraph.systems.metabolism.glossary import MEANINGS
+from neuralgraph.systems.metabolism.held_out import held_out_rollouts, one_step
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 from neuralgraph.systems.metabolism.oracle import oracle_scores, oracle_stoichiometry
@@ -193,7 +201,7 @@ class MetabolismEvaluator:
             self._rate_constants(card, baselines, model, data, truth, network, found, gauged)
             self._homeostasis(card, model, data, truth)
             add_law_scores(card, model, data, truth, gauged)
-            card.facts["identifiability"] = metrics.identifiability_table(found, network)
+            card.facts["identifiability"] = structure.identifiability_table(found, network)
         self._prediction(card, baselines, model, data)
         if "final_loss" in log:
             card.add("final_loss", log["final_loss"], f"({_rate_unit(data)})²")
@@ -226,7 +234,7 @@ class MetabolismEvaluator:
         result: dict[str, float] = {}
         gauged = gauged_stoichiometry(model, data, max_coefficient=self.max_coefficient)
         if not is_stoichiometry_given(data):
-            column, _ = metrics.column_identifiability(network, _order(truth))
+            column, _ = structure.column_identifiability(network, _order(truth))
             scores = metrics.stoichiometry_scores(gauged, network, is_identifiable=column)
             for name in ("stoichiometry_R2", "exact_edges", "exact_edges_identifiable"):
                 result[name] = scores[name]
@@ -278,12 +286,12 @@ class MetabolismEvaluator:
 
     def _identifiability(
         self, data: MetabolismData, truth: Truth, network: ReactionNetwork, flux: Tensor | None
-    ) -> metrics.Identifiability:
+    ) -> structure.Identifiability:
         is_limited = False
         if truth.facts.get("flux_limit") and flux is not None:
             state = data.train.concentration.cpu().double()
             is_limited = not torch.equal(flux, true_flux(truth, network, state))
-        found = metrics.identifiability(
+        found = structure.identifiability(
             network,
             None if is_limited else flux,
             log_k=truth.parameters.get("log_k"),
@@ -303,7 +311,7 @@ class MetabolismEvaluator:
         data: MetabolismData,
         truth: Truth,
         network: ReactionNetwork,
-        found: metrics.Identifiability,
+        found: structure.Identifiability,
         flux: Tensor | None,
     ) -> None:
         if is_stoichiometry_given(data):
@@ -317,7 +325,7 @@ class MetabolismEvaluator:
             if flux is None:
                 card.skip("identifiable_fraction_edges_design", found.reason_k[0])
             else:
-                of_design = metrics.determined_edges(
+                of_design = structure.determined_edges(
                     network, flux, is_support_given=data.spec.has_support, rtol=self.rtol
                 )
                 card.add("identifiable_fraction_edges_design", float(of_design.double().mean()))
@@ -337,7 +345,7 @@ class MetabolismEvaluator:
         data: MetabolismData,
         truth: Truth,
         network: ReactionNetwork,
-        found: metrics.Identifiability,
+        found: structure.Identifiability,
         gauged: metrics.GaugedStoichiometry,
         flux: Tensor | None,
     ) -> None:
@@ -391,7 +399,7 @@ class MetabolismEvaluator:
         data: MetabolismData,
         truth: Truth,
         network: ReactionNetwork,
-        found: metrics.Identifiability,
+        found: structure.Identifiability,
         known_sign: Tensor,
         flux: Tensor | None,
     ) -> None:
@@ -430,7 +438,7 @@ class MetabolismEvaluator:
         data: MetabolismData,
         truth: Truth,
         network: ReactionNetwork,
-        found: metrics.Identifiability,
+        found: structure.Identifiability,
         gauged: metrics.GaugedStoichiometry,
     ) -> None:
         pair = gauged_log_k(model, data, truth, network, gauged)
@@ -476,7 +484,7 @@ class MetabolismEvaluator:
         baselines: dict[str, dict[str, float]],
         truth: Truth,
         true_log_k: Tensor,
-        found: metrics.Identifiability,
+        found: structure.Identifiability,
     ) -> None:
         """What no predictor can be expected to exceed, given what the data leave open."""
         name = "rate_constants_R2_ceiling"
@@ -570,7 +578,7 @@ class MetabolismEvaluator:
         if ratios:
             card.add("avg_slope_ratio", sum(ratios.values()) / len(ratios))
             card.facts["homeostasis"] = "; ".join(
-                f"type {t}: {metrics.homeostasis_diagnosis(ratio)}" for t, ratio in ratios.items()
+                f"type {t}: {verdicts.homeostasis_diagnosis(ratio)}" for t, ratio in ratios.items()
             )
         else:
             card.skip("avg_slope_ratio", "every true slope is 0")
@@ -657,7 +665,7 @@ class MetabolismEvaluator:
                 card.skip("degeneracy_gap", f"{absent} was not computed")
             else:
                 card.add("degeneracy_gap", prediction - recovery)
-                card.facts["degeneracy"] = metrics.degeneracy_diagnosis(prediction, recovery)
+                card.facts["degeneracy"] = verdicts.degeneracy_diagnosis(prediction, recovery)
         else:
             card.skip("degeneracy_gap", "no pair of metrics is configured")
         score = card.metrics.get(self.class_metric)
@@ -671,10 +679,10 @@ class MetabolismEvaluator:
         finite = [v for v in baselines.get(self.class_metric, {}).values() if math.isfinite(v)]
         trivial = max(finite) if finite else None
         bounds = {"converged_above": self.converged_above, "failed_below": self.failed_below}
-        card.facts["class"] = metrics.classify(
+        card.facts["class"] = verdicts.classify(
             score, **bounds, trivial=trivial, trivial_margin=self.trivial_margin
         )
-        card.facts["class_document"] = metrics.classify(
+        card.facts["class_document"] = verdicts.classify(
             score, **bounds, trivial=None, trivial_margin=0.0
         )
         rule = (
@@ -693,9 +701,9 @@ class MetabolismEvaluator:
         each = [v for name, v in card.metrics.items() if name.startswith("MLP_node_slope_ratio_")]
         mean = [card.metrics["avg_slope_ratio"]] if "avg_slope_ratio" in card.metrics else []
         accuracy = card.metrics.get("embedding_cluster_acc")
-        card.facts["class"] = metrics.classify_joint(score, each, accuracy, **bounds)
+        card.facts["class"] = verdicts.classify_joint(score, each, accuracy, **bounds)
         whole = card.metrics.get("rate_constants_R2", score)
-        card.facts["class_document"] = metrics.classify_joint(whole, mean, accuracy, **bounds)
+        card.facts["class_document"] = verdicts.classify_joint(whole, mean, accuracy, **bounds)
         card.facts["class_rule"] = (
             f"converged: {self.class_metric} (the document: rate_constants_R2) above "
             f"{self.converged_above:g}, the slope ratio of every type in [0.5, 2] (the document: "
@@ -712,266 +720,6 @@ class MetabolismEvaluator:
             card.skip(name, why_not)
 
 
-# -- what the estimate says, shared with the figures ----------------------------------------------
-
-
-def is_stoichiometry_given(data: MetabolismData) -> bool:
-    """Whether S is part of the prior."""
-    return data.spec.sto_all is not None
-
-
-def gauged_stoichiometry(
-    model: Metabolism_Propagation, data: MetabolismData, *, max_coefficient: int
-) -> metrics.GaugedStoichiometry:
-    """The model's ``sto_all`` in the fixed gauge; as it is where the stoichiometry is given.
-
-    Args:
-        model: The fitted model.
-        data: Its data, for the prior.
-        max_coefficient: Largest coefficient considered.
-    """
-    spec = data.spec
-    value = model.sto_all.detach()
-    if is_stoichiometry_given(data):
-        raw = value.cpu().double()
-        one = torch.ones(spec.n_rxn, dtype=torch.float64)
-        return metrics.GaugedStoichiometry(
-            model.met_all.cpu(), model.rxn_all.cpu(), raw, raw.round(), one, raw, spec.n_met
-        )
-    substrate = None
-    if spec.has_roles:
-        substrate = (model.met_sub, model.rxn_sub, model.sto_sub)
-    elif model.kinetics == "learned_rate":
-        # every edge is a candidate: those that the estimate itself takes for substrates
-        drives = model.sto_sub.detach().abs() > 0.5
-        substrate = (model.met_sub[drives], model.rxn_sub[drives], model.sto_sub[drives])
-    return metrics.fix_gauge(
-        model.met_all,
-        model.rxn_all,
-        value,
-        n_met=spec.n_met,
-        n_rxn=spec.n_rxn,
-        substrate=substrate,
-        max_coefficient=max_coefficient,
-        is_support_given=spec.has_support,
-    )
-
-
-@torch.no_grad()
-def gauged_log_k(
-    model: Metabolism_Propagation,
-    data: MetabolismData,
-    truth: Truth,
-    network: ReactionNetwork,
-    gauged: metrics.GaugedStoichiometry,
-) -> tuple[Tensor, Tensor] | str:
-    """Estimated and true log10 k, each in its fixed gauge; or why they cannot be compared.
-
-    Args:
-        model: The fitted model.
-        data: Its data: the reference state is the median training state.
-        truth: The truth.
-        network: Its network.
-        gauged: Scales of the columns.
-    Returns:
-        Two tensors ``(n_rxn,)`` float64, or a reason.
-    """
-    if data.spec.log_k is not None:
-        return "the rate constants are given"
-    if "log_k" not in truth.parameters:
-        return "the true rate law has no rate constants k"
-    if truth.facts["rate_law"] != model.kinetics:
-        return (
-            f"the truth obeys {truth.facts['rate_law']}, the model {model.kinetics}: their rate "
-            "constants do not mean the same"
-        )
-    log_k = model.log_k.detach().cpu().double() - gauged.scale.log10()
-    true_log_k = truth.parameters["log_k"].double()
-    if model.kinetics == "mass_action" and data.spec.has_roles:
-        alpha = substrate_amplitude(model)
-        if alpha <= 0:
-            return "MLP_sub(1, 1) is 0: the amplitude of the rate law is not defined"
-        shift = metrics.log_k_shift_mass_action(alpha, data.spec.rxn_sub, data.spec.n_rxn)
-        return log_k + shift, true_log_k
-    train = data.train
-    state = train.concentration.double().median(0).values[None]
-    inputs = None if train.inputs is None else train.inputs.double().mean(0)[None]
-    dtype, device = model.log_k.dtype, model.log_k.device
-    is_limited = model.flux_limit
-    model.flux_limit = False  # the amplitude of the law itself, in the estimate and in the truth
-    try:
-        flux = model.flux(
-            state.to(device, dtype), None if inputs is None else inputs.to(device, dtype)
-        )[0]
-    finally:
-        model.flux_limit = is_limited
-    shift = metrics.log_k_shift_learned_rate(flux, model.log_k)
-    reference = true_flux(truth, network, state.cpu())[0]
-    return log_k + shift, true_log_k + metrics.log_k_shift_learned_rate(reference, true_log_k)
-
-
-def substrate_amplitude(model: Metabolism_Propagation) -> float:
-    """``alpha`` = |MLP_sub(c = 1, |s| = 1)|, 1 in the ideal case."""
-    at_one = torch.ones(1, 2, dtype=model.log_k.dtype, device=model.log_k.device)
-    return float(model.MLP_sub(at_one).detach().abs().flatten()[0])
-
-
-@torch.no_grad()
-def homeostasis_lines(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tensor, Tensor]:
-    """Least-squares line through the learned homeostasis of each metabolite.
-
-    Args:
-        model: A model with homeostasis.
-        data: Its data: 50 points spread evenly between the 1 and 99 % quantiles of the training
-            concentrations.
-    Returns:
-        Slopes (1 / unit of time) and offsets (units of dc/dt), each ``(n_met,)`` float64.
-    """
-    values = data.train.concentration.double().flatten()
-    values = values[:: max(1, values.numel() // 1_000_000)]
-    low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64).to(values))
-    grid = low + (high - low) * torch.linspace(0, 1, 50, dtype=torch.float64).to(values)
-    c = grid[:, None].expand(-1, data.spec.n_met).to(model.log_k.dtype)
-    h = model.homeostasis(c.contiguous()).detach().cpu().double()
-    x = grid.cpu() - grid.mean().cpu()
-    slope = x @ (h - h.mean(0)) / (x @ x)
-    return slope, h.mean(0) - slope * grid.mean().cpu()
-
-
-_ROLLOUTS: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], list[HeldOutRun]]]
-_ROLLOUTS = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class HeldOutRun:
-    """A held-out trajectory and its prediction from its first frame.
-
-    Args:
-        time: ``(n_time,)`` min.
-        seen: ``(n_time, n_met)`` mM.
-        predicted: Same shape; the first frame is the measured one.
-    """
-
-    time: Tensor
-    seen: Tensor
-    predicted: Tensor
-
-
-@torch.no_grad()
-def held_out_rollouts(
-    model: Metabolism_Propagation, data: MetabolismData, *, method: str, n_substep: int
-) -> list[HeldOutRun]:
-    """Predict every held-out trajectory from its first frame, batched over equal lengths.
-
-    External inputs are held between frames. Concentrations below 0 enter the rate law as 0.
-    The last result of each model is kept until its weights change: the report draws what the
-    evaluator scored.
-
-    Args:
-        model: The fitted model.
-        data: Its data.
-        method: Fixed-step method of :func:`neuralgraph.numerics.integrate.rollout`.
-        n_substep: Steps between two frames.
-    Returns:
-        One entry for each held-out trajectory, in order, float64 on the CPU.
-    Raises:
-        DivergedError: with time and metabolite.
-    """
-    dtype, device = model.log_k.dtype, model.log_k.device
-    state = [*model.parameters(), *model.buffers()]
-    key = (id(data), method, n_substep, *((t.data_ptr(), t._version) for t in state))
-    known = _ROLLOUTS.get(model)
-    if known is not None and known[0] == key:
-        return known[1]
-    by_length: dict[int, list[int]] = {}
-    for index, held in enumerate(data.test):
-        by_length.setdefault(len(held.time), []).append(index)
-    result: dict[int, HeldOutRun] = {}
-    for members in by_length.values():
-        time = torch.stack([data.test[i].time for i in members]).double().to(device)
-        seen = torch.stack([data.test[i].state for i in members]).to(device, dtype)
-        held_inputs = [data.test[i].inputs for i in members]
-        inputs = None
-        if held_inputs[0] is not None:
-            inputs = torch.stack([x for x in held_inputs if x is not None]).to(device, dtype)
-        rows = torch.arange(len(members), device=device)
-        start = time[:, :1]
-
-        def rhs(
-            t: Tensor,
-            c: Tensor,
-            inputs: Tensor | None = inputs,
-            clock: Tensor = time - start,
-            rows: Tensor = rows,
-        ) -> Tensor:
-            now = None
-            if inputs is not None:
-                # a hair later, so that a stage at a frame takes the input of that frame
-                later = t.double()[:, None] + 1e-6 * (clock[:, 1:2] - clock[:, :1])
-                frame = torch.searchsorted(clock.contiguous(), later, right=True)[:, 0] - 1
-                now = inputs[rows, frame.clamp(0, inputs.shape[1] - 1)]
-            return model(c.clamp_min(0), now)
-
-        predicted = rollout(
-            rhs,
-            seen[:, 0],
-            time - start,
-            method=method,
-            n_substep=n_substep,
-            bound=1e8,
-            names=data.spec.metabolite_names,
-        )
-        for row, index in enumerate(members):
-            result[index] = HeldOutRun(
-                time[row].cpu(), seen[row].cpu().double(), predicted[row].cpu().double()
-            )
-    runs = [result[index] for index in sorted(result)]
-    _ROLLOUTS[model] = (key, runs)
-    return runs
-
-
-@torch.no_grad()
-def one_step(model: Metabolism_Propagation, data: MetabolismData) -> tuple[Tensor, Tensor] | None:
-    """Predicted and measured derivative at every held-out frame, ``(n_frame, n_met)`` each.
-
-    Returns:
-        Float64 on the CPU, or ``None`` where nothing was held out or derivatives are missing.
-    """
-    dtype, device = model.log_k.dtype, model.log_k.device
-    rows = [held for held in data.test if held.dx_dt is not None]
-    if not rows:
-        return None
-    predicted, seen = [], []
-    for held in rows:
-        inputs = None if held.inputs is None else held.inputs.to(device, dtype)
-        predicted.append(model(held.state.to(device, dtype), inputs).cpu().double())
-        assert held.dx_dt is not None
-        seen.append(held.dx_dt.cpu().double())
-    return torch.cat(predicted), torch.cat(seen)
-
-
-def design_flux(data: MetabolismData, truth: Truth, network: ReactionNetwork) -> Tensor | None:
-    """True velocities at the training frames, without measurement noise, ``(n_frame, n_rxn)``.
-
-    With the limiter where the data have one.
-
-
-    Returns:
-        ``None`` where the truth does not hold its rate law.
-    """
-    train = data.train
-    run, frame = train.run.cpu(), train.frame.cpu()
-    if "flux" in truth.parameters:
-        return truth.parameters["flux"][run, frame].double()
-    state = train.concentration.cpu().double()
-    if "clean_state" in truth.parameters:
-        state = truth.parameters["clean_state"][run, frame].double()
-    try:
-        return true_flux(truth, network, state, is_limited=True)
-    except DataError:
-        return None
-
-
 def _rate_unit(data: MetabolismData) -> str:
     return f"{data.concentration_unit}/{data.time_unit}"
 
@@ -980,15 +728,4 @@ def _order(truth: Truth) -> Tensor | None:
     return truth.parameters.get("order_sub") if truth.facts["rate_law"] == "mass_action" else None
 
 
-__all__: list[str] = [
-    "HeldOutRun",
-    "MetabolismEvaluator",
-    "design_flux",
-    "gauged_log_k",
-    "gauged_stoichiometry",
-    "held_out_rollouts",
-    "homeostasis_lines",
-    "is_stoichiometry_given",
-    "one_step",
-    "substrate_amplitude",
-]
+__all__ = ["MetabolismEvaluator"]

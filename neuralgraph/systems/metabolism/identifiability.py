@@ -37,7 +37,7 @@ from neuralgraph.numerics.information import (
 from neuralgraph.numerics.nuisance import Nuisance
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.dataset import MetabolismData, MetabolismSpec
-from neuralgraph.systems.metabolism.evaluation import (
+from neuralgraph.systems.metabolism.estimate import (
     gauged_stoichiometry,
     homeostasis_lines,
     is_stoichiometry_given,

@@ -68,27 +68,20 @@ identifiable (``no integer scale``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuralgraph.core.files import write_text
 from neuralgraph.metrics.recovery import nearest_integer_scale, sign_accuracy, support_f1
 from neuralgraph.metrics.regression import least_squares_slope, r2_identity, r2_refit
-from neuralgraph.numerics.identifiability import Group, determined, groups, null_space_of_gram
+from neuralgraph.numerics.identifiability import Group
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.network import ReactionNetwork, integer_columns
 
-LARGE_S = 1_000_000
-"""Entries from which S is kept sparse."""
 OUTLIER = 0.3
 """Error of log10 k from which a reaction is an outlier (document 002)."""
-NO_SCALE = "no integer scale"
-"""Why k is open where S is not given and its column holds fractions: its scale is free."""
 
 
 # -- gauge ------------------------------------------------------------------------------------
@@ -244,7 +237,7 @@ def stoichiometry_scores(
     Args:
         estimate: Gauge-fixed estimate.
         network: The true network.
-        is_identifiable: ``(n_rxn,)`` bool, from :func:`identifiability`.
+        is_identifiable: ``(n_rxn,)`` bool, from :func:`.structure.identifiability`.
     Returns:
         Score by name, ``nan`` where a score has no entries; ``sign_accuracy`` and ``support_f1``
         and the renamed scores included, which the evaluator drops where the prior makes them void.
@@ -457,317 +450,6 @@ def log_k_shift_learned_rate(flux: Tensor, log_k: Tensor) -> Tensor:
     return (flux[positive].log10() - log_k[positive]).mean()
 
 
-# -- identifiability --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Identifiability:
-    """What a prior and noise-free data of a design determine; no estimate enters.
-
-    Args:
-        column: ``(n_rxn,)`` bool, reactions whose column of S is determined.
-        k: ``(n_rxn,)`` bool, rate constants that are determined; ``None`` where it was not
-            computed.
-        group: Rate constants determined only together, given the true S.
-        reason: For each reaction a word on its column.
-        reason_k: For each reaction a word on its rate constant.
-    """
-
-    column: Tensor
-    k: Tensor | None
-    group: tuple[Group, ...]
-    reason: tuple[str, ...]
-    reason_k: tuple[str, ...]
-
-
-def column_identifiability(
-    network: ReactionNetwork, order_sub: Tensor | None = None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Columns of S that noise-free data determine: those whose {(substrate, |s|)} set is unique.
-
-    Reactions with the same set run at proportional rates whatever the state, so that only
-    weighted sums of their columns enter the data; more data do not help.
-
-    Args:
-        network: The true network.
-        order_sub: Kinetic orders on the substrate edges, where these and not |s| enter the rate
-            law (mass action of order 1), ``(n_sub_edge,)``.
-    Returns:
-        ``(n_rxn,)`` bool and a reason for each reaction. A reaction without edges counts as not
-        determined.
-    """
-    sets: list[list[tuple[int, float]]] = [[] for _ in range(network.n_rxn)]
-    order = network.sto_sub if order_sub is None else order_sub
-    rows = zip(network.met_sub.tolist(), network.rxn_sub.tolist(), order.tolist(), strict=True)
-    for met, rxn, s in rows:
-        sets[rxn].append((met, abs(s)))
-    n_net = torch.bincount(network.rxn_all, minlength=network.n_rxn).tolist()
-    sharing: dict[tuple[tuple[int, float], ...], list[int]] = {}
-    for j, members in enumerate(sets):
-        if n_net[j]:
-            sharing.setdefault(tuple(sorted(members)), []).append(j)
-    is_determined = torch.zeros(network.n_rxn, dtype=torch.bool)
-    reason: list[str] = []
-    for j, members in enumerate(sets):
-        if not n_net[j]:
-            reason.append("no metabolite changes")
-            continue
-        others = [o for o in sharing[tuple(sorted(members))] if o != j]
-        is_determined[j] = not others
-        names = ", ".join(network.reaction_names[o] for o in others)
-        reason.append(f"same substrates as {names}" if others else "")
-    return is_determined, tuple(reason)
-
-
-def identifiability(
-    network: ReactionNetwork,
-    flux: Tensor | None,
-    *,
-    log_k: Tensor | None,
-    is_stoichiometry_given: bool,
-    rtol: float,
-    order_sub: Tensor | None = None,
-    is_law_shared: bool = True,
-) -> Identifiability:
-    r"""Structural identifiability of S and k from the true network and the design alone.
-
-    For k: $\partial \dot c / \partial k_j = S_{\cdot j}\, v_j(c) / k_j$, stacked over the frames
-    of the design; k enters linearly. The Gram matrix of these columns is
-    $(S^\top S) \circ (V^\top V)$, whatever the number of frames. Where S is not given, a rate
-    constant also needs its column to be determined, and an integer scale of that column.
-
-    Args:
-        network: The true network.
-        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``; ``None`` where
-            the true rate law is not known here.
-        log_k: True log10 k, ``(n_rxn,)``; ``None`` where the law has none (k is then the factor
-            of the velocity).
-        is_stoichiometry_given: Whether S is part of the prior.
-        rtol: Relative tolerance on the singular values of the column-scaled sensitivity.
-        order_sub: See :func:`column_identifiability`.
-        is_law_shared: Whether all reactions obey one law of their substrates. ``False`` (a kinetic
-            model with its own laws): a column is determined when its rate on the frames of the
-            design is in no combination of the rates of the other reactions.
-    Returns:
-        Masks, groups and reasons.
-    """
-    column, reason = column_identifiability(network, order_sub)
-    if not is_law_shared and flux is not None:
-        column, reason = _column_by_rates(network, flux, rtol)
-    if is_stoichiometry_given:
-        column, reason = torch.ones_like(column), ("given",) * network.n_rxn
-    if flux is None:
-        unknown = ("not computed: the true rate law is not known here",) * network.n_rxn
-        return Identifiability(column, None, (), reason, unknown)
-    velocity = flux.detach().cpu().double()
-    if log_k is not None:
-        velocity = velocity / 10 ** log_k.detach().cpu().double()
-    matrix = network.matrix()
-    gram = (matrix.T @ matrix) * (velocity.T @ velocity)
-    # A matrix with few rows and the same Gram matrix: a triangular factor of V stands in for V
-    # (and one of S for a small S), their face-splitting product for the stacked frames.
-    small_s = _triangular(matrix)
-    small_v = _triangular(velocity)
-    if matrix.numel() > LARGE_S:  # mostly zeros
-        small_s = matrix.to_sparse_csr()
-
-    def apply(x: Tensor) -> Tensor:
-        factor = x.new_zeros(0, x.shape[1])
-        for some in small_v.split(64):
-            blocks = [small_s @ (row[:, None] * x) for row in some]
-            factor = _triangular(torch.cat([factor, *blocks]))
-        return factor
-
-    space = null_space_of_gram(gram, rtol=rtol, apply=apply)
-    k = determined(space)
-    found = groups(space)
-    reason_k = [""] * network.n_rxn
-    for group in found:
-        names = [network.reaction_names[j] for j in group.members]
-        for j in group.members:
-            if len(names) == 1:
-                text = "does not act on the data"
-            elif group.combination is not None:
-                text = f"only {combination_text(names, group.combination)}"
-            else:
-                text = f"{len(names) - group.n_null} combinations of {', '.join(names)}"
-            reason_k[j] = text
-    if not is_stoichiometry_given:
-        for j in (k & ~column).nonzero().flatten().tolist():
-            reason_k[j] = f"its column is not determined: {reason[j]}"
-        has_scale = integer_columns(network)
-        for j in (k & column & ~has_scale).nonzero().flatten().tolist():
-            reason_k[j] = NO_SCALE
-        k = k & column & has_scale
-    return Identifiability(column, k, tuple(found), reason, tuple(reason_k))
-
-
-def _column_by_rates(
-    network: ReactionNetwork, flux: Tensor, rtol: float
-) -> tuple[Tensor, tuple[str, ...]]:
-    velocity = _triangular(flux.detach().cpu().double())
-    space = null_space_of_gram(velocity.T @ velocity, rtol=rtol, apply=lambda x: velocity @ x)
-    is_determined = determined(space)
-    n_net = torch.bincount(network.rxn_all, minlength=network.n_rxn)
-    reason = ["" if ok else "its rate is a combination of other rates" for ok in is_determined]
-    for j in (n_net == 0).nonzero().flatten().tolist():
-        reason[j] = "no metabolite changes"
-    return is_determined & (n_net > 0), tuple(reason)
-
-
-def determined_edges(
-    network: ReactionNetwork, flux: Tensor, *, is_support_given: bool, rtol: float
-) -> Tensor:
-    r"""Entries of S that the frames of a design determine when the true rates are known.
-
-    Row i obeys $\dot c_i = \sum_j S_{ij} v_j$ over its candidate reactions: those of the support
-    where it is given, else all. An entry is determined when its coordinate lies outside the null
-    space of these columns of V. Unlike :func:`column_identifiability` this sees a design that
-    moves too little (a single trajectory).
-
-    Args:
-        network: The true network.
-        flux: True velocities at the frames of the design, ``(n_frame, n_rxn)``.
-        is_support_given: Whether the support is part of the prior.
-        rtol: Relative tolerance on the singular values of the column-scaled V.
-    Returns:
-        ``(n_all_edge,)`` bool.
-    """
-    velocity = _triangular(flux.detach().cpu().double())
-    gram = velocity.T @ velocity
-    if not is_support_given:
-        space = null_space_of_gram(gram, rtol=rtol, apply=lambda x: velocity @ x)
-        return determined(space)[network.rxn_all]
-    result = torch.zeros(network.met_all.numel(), dtype=torch.bool)
-    order = torch.argsort(network.met_all, stable=True)
-    for edges in order.split(torch.bincount(network.met_all, minlength=network.n_met).tolist()):
-        columns = network.rxn_all[edges]
-        part = velocity[:, columns]
-        space = null_space_of_gram(
-            gram[columns][:, columns], rtol=rtol, apply=lambda x, part=part: part @ x
-        )
-        result[edges] = determined(space)
-    return result
-
-
-def combination_text(names: Sequence[str], weight: Tensor) -> str:
-    """A combination of rate constants in words.
-
-    >>> combination_text(["R1", "R7"], torch.tensor([1.0, -1.0]))
-    'k(R1) - k(R7)'
-    """
-    text = ""
-    for place, (name, w) in enumerate(zip(names, weight.tolist(), strict=True)):
-        size = "" if abs(abs(w) - 1) < 1e-6 else f"{abs(w):.4g} "
-        sign = ("-" if w < 0 else "") if place == 0 else (" - " if w < 0 else " + ")
-        text += f"{sign}{size}k({name})"
-    return text
-
-
-def identifiability_table(found: Identifiability, network: ReactionNetwork) -> list[dict[str, Any]]:
-    """One row per reaction: name, what is determined, why not, group number."""
-    number = {j: n + 1 for n, group in enumerate(found.group) for j in group.members}
-    return [
-        {
-            "reaction": network.reaction_names[j],
-            "column_determined": bool(found.column[j]),
-            "column_reason": found.reason[j],
-            "k_determined": None if found.k is None else bool(found.k[j]),
-            "k_reason": found.reason_k[j],
-            "group": number.get(j),
-        }
-        for j in range(network.n_rxn)
-    ]
-
-
-def write_identifiability(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Write the rows of :func:`identifiability_table` as CSV, whole or not at all."""
-    import csv
-    import io
-
-    buffer = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: _cell(v) for k, v in row.items()})
-    write_text(path, buffer.getvalue())
-
-
-# -- verdicts ---------------------------------------------------------------------------------
-
-
-def classify(
-    score: float,
-    *,
-    converged_above: float,
-    failed_below: float,
-    trivial: float | None,
-    trivial_margin: float,
-) -> str:
-    """``converged``, ``partial`` or ``failed``.
-
-    Converged also asks for ``trivial_margin`` above the trivial score, where there is one.
-
-    >>> classify(0.93, converged_above=0.9, failed_below=0.1, trivial=0.9, trivial_margin=0.05)
-    'partial'
-    """
-    if score < failed_below:
-        return "failed"
-    beats = trivial is None or score >= trivial + trivial_margin
-    return "converged" if score > converged_above and beats else "partial"
-
-
-def classify_joint(
-    score: float,
-    slope_ratios: Sequence[float],
-    cluster_acc: float | None,
-    *,
-    converged_above: float,
-    failed_below: float,
-) -> str:
-    """Class of document 002: ``converged``, ``partial-k``, ``partial-homeo`` or ``failed``.
-
-    Converged asks for rate constants, for every slope ratio in [0.5, 2] and for clusters without
-    error. Partial-k has the rate constants alone. Of the rest, failed lies below ``failed_below``
-    or has a slope ratio below 0.1. Where the homeostasis is wrong but the rate constants are
-    right, the document's definitions of partial-k and failed overlap: partial-k is meant.
-
-    Args:
-        score: ``rate_constants_R2``.
-        slope_ratios: Learned over true slope of each type, or their mean alone (the document's).
-        cluster_acc: ``embedding_cluster_acc``, ``None`` where there is none.
-        converged_above: Bound on the score.
-        failed_below: Bound on the score.
-
-    >>> classify_joint(0.95, [0.4, 1.6], 1.0, converged_above=0.9, failed_below=0.5)
-    'partial-k'
-    """
-    if score > converged_above:
-        is_right = bool(slope_ratios) and all(0.5 <= r <= 2 for r in slope_ratios)
-        return "converged" if is_right and cluster_acc == 1 else "partial-k"
-    if score < failed_below or not slope_ratios or min(slope_ratios) < 0.1:
-        return "failed"
-    return "partial-homeo"
-
-
-def homeostasis_diagnosis(slope_ratio: float) -> str:
-    """What the ratio of a learned to a true homeostatic slope means (document 002).
-
-    >>> homeostasis_diagnosis(1.1), homeostasis_diagnosis(0.0)
-    ('correct', 'inactive: MLP_node stuck at zero')
-    """
-    if abs(slope_ratio) < 0.05:
-        return "inactive: MLP_node stuck at zero"
-    if 0.8 <= slope_ratio <= 1.2:
-        return "correct"
-    if 0.3 <= slope_ratio <= 3:
-        return "partial: direction correct, magnitude off"
-    if slope_ratio < 0:
-        return "wrong: MLP_node drives away from the baseline"
-    return "wrong: MLP_node " + ("overshoots" if slope_ratio > 3 else "undershoots")
-
-
 def substrate_curve_error(learned: Tensor, concentration: Tensor, order: float) -> float:
     """Root mean square of ``learned - c^order`` relative to that of ``c^order``."""
     true = concentration.double() ** order
@@ -821,33 +503,6 @@ def rate_constants_ceiling(
     return 1 - total / spread if spread > 0 else None
 
 
-def degeneracy_diagnosis(prediction: float, recovery: float) -> str:
-    """What a gap between prediction and recovery means (documents 001 and 002).
-
-    Args:
-        prediction: Usually ``test_pearson``.
-        recovery: Usually ``stoichiometry_R2`` or ``rate_constants_R2``.
-    Returns:
-        The diagnosis in words, for every pair of values.
-    """
-    gap = prediction - recovery
-    if prediction > 0.95 and recovery > 0.9:
-        text = "healthy: good dynamics from the right parameters"
-    elif prediction > 0.95 and recovery >= 0.3:
-        text = "degenerate: the networks compensate for wrong parameters"
-    elif prediction > 0.95:
-        text = "severely degenerate: good dynamics, parameters not recovered"
-    elif prediction < 0.5 and recovery < 0.5:
-        text = "failed: neither dynamics nor parameters; not degeneracy"
-    elif recovery > 0.9:
-        text = "parameters recovered better than the dynamics they give"
-    else:
-        text = "between the cases: dynamics and parameters are both partial"
-    if gap > 0.3:
-        text += "; do not trust the dynamics scores as evidence of recovery"
-    return text
-
-
 def known_signs(
     network: ReactionNetwork,
     *,
@@ -873,15 +528,3 @@ def known_signs(
 
 def _mean(mask: Tensor) -> float:
     return float(mask.double().mean()) if mask.numel() else float("nan")
-
-
-def _triangular(matrix: Tensor) -> Tensor:
-    if matrix.shape[0] <= matrix.shape[1]:
-        return matrix
-    return torch.linalg.qr(matrix, mode="r")[1]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else str(value)

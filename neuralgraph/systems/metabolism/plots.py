@@ -15,8 +15,15 @@ from neuralgraph.core.product import Product
 from neuralgraph.core.recording import Truth
 from neuralgraph.core.scorecard import Scorecard
 from neuralgraph.numerics.integrate import DivergedError
-from neuralgraph.systems.metabolism import evaluation, metrics
+from neuralgraph.systems.metabolism import metrics, structure
 from neuralgraph.systems.metabolism.dataset import MetabolismData
+from neuralgraph.systems.metabolism.estimate import (
+    gauged_log_k,
+    gauged_stoichiometry,
+    is_stoichiometry_given,
+    substrate_amplitude,
+)
+from neuralgraph.systems.metabolism.held_out import held_out_rollouts
 from neuralgraph.systems.metabolism.kinetics import network_of_truth, true_flux
 from neuralgraph.systems.metabolism.network import ReactionNetwork
 from neuralgraph.systems.metabolism.plots_rates import own_rate_laws
@@ -96,8 +103,8 @@ class MetabolismReporter:
         with torch.no_grad(), style.house():
             if truth is not None:
                 network = network_of_truth(truth)
-                gauged = evaluation.gauged_stoichiometry(model, data, max_coefficient=2)
-                pair = evaluation.gauged_log_k(model, data, truth, network, gauged)
+                gauged = gauged_stoichiometry(model, data, max_coefficient=2)
+                pair = gauged_log_k(model, data, truth, network, gauged)
                 if not isinstance(pair, str):
                     figures.append(self._rate_constants(pair, None, out, label=label))
             if model.kinetics == "mass_action":
@@ -134,21 +141,21 @@ class MetabolismReporter:
             yield from self._dynamics(model, data, scorecard, out, units)
             if truth is not None:
                 network = network_of_truth(truth)
-                gauged = evaluation.gauged_stoichiometry(
+                gauged = gauged_stoichiometry(
                     model, data, max_coefficient=scorecard.facts["max_coefficient"]
                 )
                 rows = scorecard.facts["identifiability"]
-                if not evaluation.is_stoichiometry_given(data):
+                if not is_stoichiometry_given(data):
                     s_error = coefficient_errors(known, network, network.met_all, network.rxn_all)
                     yield self._stoichiometry(gauged, network, rows, out, s_error)
-                pair = evaluation.gauged_log_k(model, data, truth, network, gauged)
+                pair = gauged_log_k(model, data, truth, network, gauged)
                 if not isinstance(pair, str):
                     yield self._rate_constants(pair, rows, out, log_k_errors(known, names))
                 yield self._rate_law(model, data, truth, network, gauged, out, units)
                 if model.has_homeostasis:
                     yield from self._homeostasis(model, data, truth, out, units)
                 yield self._identifiability(gauged, network, data, rows, pair, out)
-                metrics.write_identifiability(rows, folder / "identifiability_structure.csv")
+                structure.write_identifiability(rows, folder / "identifiability_structure.csv")
             else:
                 yield self._rate_law(model, data, None, None, None, out, units)
                 if model.has_homeostasis:
@@ -207,7 +214,7 @@ class MetabolismReporter:
     ) -> Iterator[Figure]:
         settings: Mapping[str, Any] = scorecard.facts["rollout"]
         try:
-            runs = evaluation.held_out_rollouts(
+            runs = held_out_rollouts(
                 model, data, method=settings["method"], n_substep=settings["n_substep"]
             )
         except DivergedError:
@@ -461,7 +468,7 @@ class MetabolismReporter:
         values = values[:: max(1, values.numel() // 500_000)]
         top = float(values.quantile(0.999))
         x = torch.linspace(1e-3 * top, top, 120, dtype=torch.float64)
-        alpha = evaluation.substrate_amplitude(model) or 1.0
+        alpha = substrate_amplitude(model) or 1.0
         used = set(model.order_levels.double().cpu().round(decimals=6).tolist())
         is_known = data.spec.sto_sub is not None
         figure = style.canvas(4.8, 3.6)
@@ -576,7 +583,7 @@ class MetabolismReporter:
         pair: tuple[Tensor, Tensor] | str,
         out: Path,
     ) -> Figure:
-        is_k = evaluation.is_stoichiometry_given(data)
+        is_k = is_stoichiometry_given(data)
         key = "k_determined" if is_k else "column_determined"
         known = torch.tensor([bool(row[key]) for row in rows])
         if not is_k:

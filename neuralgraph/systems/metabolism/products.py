@@ -21,7 +21,7 @@ from neuralgraph.core.files import write_text
 from neuralgraph.core.product import Product
 from neuralgraph.systems.metabolism import metrics
 from neuralgraph.systems.metabolism.closed_form import MISFIT
-from neuralgraph.systems.metabolism.evaluation import (
+from neuralgraph.systems.metabolism.estimate import (
     gauged_stoichiometry,
     is_stoichiometry_given,
     substrate_amplitude,

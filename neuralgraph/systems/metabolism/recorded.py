@@ -12,6 +12,7 @@ from neuralgraph.core.data_home import find_data
 from neuralgraph.core.errors import ConfigError, DataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.numerics.differentiate import differentiate
+from neuralgraph.systems.metabolism.conditions import Derivative, one_of
 from neuralgraph.systems.metabolism.kinetics import activity_rank
 from neuralgraph.systems.metabolism.network import (
     ReactionNetwork,
@@ -20,8 +21,8 @@ from neuralgraph.systems.metabolism.network import (
     network_from_edges,
     with_warnings,
 )
+from neuralgraph.systems.metabolism.prior import RevealsPrior
 from neuralgraph.systems.metabolism.sbml import EXCHANGES, directed_network, read_sbml
-from neuralgraph.systems.metabolism.simulator import Derivative, RevealsPrior, _one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +75,8 @@ class MetabolismRecorded(RevealsPrior):
         concentration_unit: str,
         derivative: Derivative,
     ) -> None:
-        _one_of("graph_format", graph_format, ("edges", "matrix", "sbml"))
-        _one_of("exchange", exchange, EXCHANGES)
+        one_of("graph_format", graph_format, ("edges", "matrix", "sbml"))
+        one_of("exchange", exchange, EXCHANGES)
         if graph is None and (n_rxn is None or n_rxn < 1):
             raise ConfigError(
                 "simulator.graph is not set: give a reaction graph, or the number of reactions to "

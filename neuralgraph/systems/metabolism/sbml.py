@@ -19,6 +19,17 @@ from neuralgraph.core.errors import ConfigError, DataError, MissingExtraError, S
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.numerics.differentiate import differentiate
+from neuralgraph.systems.metabolism.conditions import (
+    Circadian,
+    Derivative,
+    ExternalInput,
+    Homeostasis,
+    Noise,
+    above,
+    at_least,
+    one_of,
+    whole,
+)
 from neuralgraph.systems.metabolism.kinetics import MassAction, activity_rank
 from neuralgraph.systems.metabolism.network import (
     ReactionNetwork,
@@ -27,21 +38,8 @@ from neuralgraph.systems.metabolism.network import (
     network_from_edges,
     with_warnings,
 )
-from neuralgraph.systems.metabolism.simulator import (
-    Circadian,
-    Derivative,
-    ExternalInput,
-    Homeostasis,
-    NetworkSimulator,
-    Noise,
-    RevealsPrior,
-    _above,
-    _at_least,
-    _Built,
-    _one_of,
-    _whole,
-    depletion_margin,
-)
+from neuralgraph.systems.metabolism.prior import RevealsPrior
+from neuralgraph.systems.metabolism.simulator import Built, NetworkSimulator, depletion_margin
 
 EXCHANGES = ("bidirectional", "declared")
 REVERSE = "_reverse"
@@ -227,7 +225,7 @@ def directed_network(model: SBMLModel, *, exchange: str) -> tuple[ReactionNetwor
     Returns:
         The network, and the names of the reactions of the file that were split.
     """
-    _one_of("exchange", exchange, EXCHANGES)
+    one_of("exchange", exchange, EXCHANGES)
     names: list[str] = []
     sides: list[tuple[dict[int, float], dict[int, float]]] = []
     split = []
@@ -331,12 +329,12 @@ class MetabolismSBML(NetworkSimulator):
             noise=noise,
             derivative=derivative,
         )
-        _one_of("exchange", exchange, EXCHANGES)
-        _one_of("order_rule", order_rule, ("one", "coefficient"))
+        one_of("exchange", exchange, EXCHANGES)
+        one_of("order_rule", order_rule, ("one", "coefficient"))
         self.model, self.exchange, self.order_rule = model, exchange, order_rule
         self.balance_hubs = bool(balance_hubs)
 
-    def _build(self, seed: int) -> _Built:
+    def _build(self, seed: int) -> Built:
         model = read_sbml(find_data(self.model))
         network, split = directed_network(model, exchange=self.exchange)
         moved = network.sto_all.abs()
@@ -361,7 +359,7 @@ class MetabolismSBML(NetworkSimulator):
             ),
             "n_rxn_in_file": len(model.reactions),
         }
-        return _Built(network, law, {"log_k": log_k, "order_sub": order.clone()}, facts)
+        return Built(network, law, {"log_k": log_k, "order_sub": order.clone()}, facts)
 
 
 def _geometric_mean(low: float, high: float) -> float:
@@ -412,12 +410,12 @@ class MetabolismSBMLKinetic(RevealsPrior):
         noise: Noise,
         derivative: Derivative,
     ) -> None:
-        _whole("n_run", n_run, 1)
-        _whole("n_test_run", n_test_run, 0)
-        _whole("n_frame", n_frame, 2)
-        _above("dt", dt, 0)
-        _at_least("initial_fold", initial_fold, 1)
-        _above("relative_tolerance", relative_tolerance, 0)
+        whole("n_run", n_run, 1)
+        whole("n_test_run", n_test_run, 0)
+        whole("n_frame", n_frame, 2)
+        above("dt", dt, 0)
+        at_least("initial_fold", initial_fold, 1)
+        above("relative_tolerance", relative_tolerance, 0)
         if noise.process_mM > 0:
             raise ConfigError(
                 "simulator.noise.process_mM must be 0 for a kinetic SBML model (its solver takes "

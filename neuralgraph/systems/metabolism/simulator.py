@@ -8,9 +8,8 @@ and the noise never share one, so that a change in one leaves the others alone.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,18 @@ from torch import Tensor
 from neuralgraph.core.errors import ConfigError, SolverError
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.core.seeding import torch_generator
-from neuralgraph.numerics.differentiate import METHODS, differentiate
+from neuralgraph.numerics.differentiate import differentiate
+from neuralgraph.systems.metabolism.conditions import (
+    Circadian,
+    Derivative,
+    ExternalInput,
+    Homeostasis,
+    Noise,
+    above,
+    at_least,
+    one_of,
+    whole,
+)
 from neuralgraph.systems.metabolism.kinetics import (
     LearnedRate,
     MassAction,
@@ -39,254 +49,17 @@ from neuralgraph.systems.metabolism.network import (
     is_mass_balanced,
     random_network,
 )
+from neuralgraph.systems.metabolism.prior import RevealsPrior
 
 INTEGRATORS = ("rk4", "adams", "euler", "adaptive", "stiff")
-INPUT_MODES = ("none", "additive", "multiplicative_substrate", "multiplicative_product")
 DEPLETION = ("cut", "error")
 UNITS = {"time": "min", "state": "mM", "dx_dt": "mM/min", "flux": "mM/min"}
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Noise of the process and of the measurement.
-
-    Args:
-        process_mM: Standard deviation of the normal draw added to the state after each frame
-            (then clipped at 0); the derivative stays the right-hand side at the stored state.
-        measurement_mM: Standard deviation of additive measurement noise (clipped at 0).
-        measurement_relative: Standard deviation of noise proportional to the concentration.
-        derivative_relative: Standard deviation of the noise on dx/dt, in units of the root mean
-            square of each metabolite's derivative over all frames; the state stays exact. Not with
-            measurement noise, where derivatives are estimated.
-    """
-
-    process_mM: float
-    measurement_mM: float
-    measurement_relative: float
-    derivative_relative: float
-
-    def __post_init__(self) -> None:
-        for name in (
-            "process_mM",
-            "measurement_mM",
-            "measurement_relative",
-            "derivative_relative",
-        ):
-            _at_least(f"noise.{name}", getattr(self, name), 0)
-        if self.is_measured and self.derivative_relative > 0:
-            raise ConfigError(
-                "simulator.noise.derivative_relative acts on exact derivatives, and with "
-                "measurement noise they are estimated from the state: set one of the two to 0"
-            )
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether the recorded state differs from the true one."""
-        return self.measurement_mM > 0 or self.measurement_relative > 0
-
-
-@dataclass(frozen=True)
-class Homeostasis:
-    """First-order return to a baseline, by metabolite type.
-
-    The metabolites form contiguous blocks of equal size, one for each type.
-
-    Args:
-        lambda_per_min: Rate of return of each type; one entry 0 switches homeostasis off.
-        baseline_mM: Baseline of each type.
-    """
-
-    lambda_per_min: Sequence[float]
-    baseline_mM: Sequence[float]
-
-    def __post_init__(self) -> None:
-        if len(self.lambda_per_min) != len(self.baseline_mM) or not len(self.baseline_mM):
-            raise ConfigError(
-                "simulator.homeostasis.lambda_per_min and .baseline_mM need one entry for each "
-                f"metabolite type, got {len(self.lambda_per_min)} and {len(self.baseline_mM)}"
-            )
-        for name in ("lambda_per_min", "baseline_mM"):
-            for value in getattr(self, name):
-                _at_least(f"homeostasis.{name}", value, 0)
-
-    def types(self, n_met: int) -> Tensor:
-        """Type of each metabolite, ``(n_met,)`` long."""
-        n_type = len(self.baseline_mM)
-        return (torch.arange(n_met) * n_type) // n_met
-
-
-@dataclass(frozen=True)
-class Circadian:
-    r"""Daily swing of the homeostatic baseline, $c_0 (1 + A \sin(2\pi t/T))$.
-
-    Args:
-        amplitude: A, relative, in [0, 1].
-        period_min: T.
-    """
-
-    amplitude: float
-    period_min: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.amplitude <= 1:
-            raise ConfigError(
-                f"simulator.circadian.amplitude must lie in [0, 1], got {self.amplitude}"
-            )
-        _above("circadian.period_min", self.period_min, 0)
-
-
-@dataclass(frozen=True)
-class ExternalInput:
-    """Known sinusoidal inputs, with a random phase for each run and metabolite.
-
-    Args:
-        mode: ``none``; ``additive``: amplitude * (1 + sin) / 2 in mM/min flows into the chosen
-            metabolites; ``multiplicative_substrate`` / ``multiplicative_product``: each rate is
-            multiplied by the mean of 1 + amplitude * sin over its substrates / products.
-        n_met: How many metabolites (drawn at random) receive an input.
-        amplitude: See ``mode``; below 1 for the multiplicative modes.
-        period_min: Period.
-    """
-
-    mode: str
-    n_met: int
-    amplitude: float
-    period_min: float
-
-    def __post_init__(self) -> None:
-        _one_of("external_input.mode", self.mode, INPUT_MODES)
-        _at_least("external_input.n_met", self.n_met, 0)
-        _at_least("external_input.amplitude", self.amplitude, 0)
-        _above("external_input.period_min", self.period_min, 0)
-        if self.mode.startswith("multiplicative") and self.amplitude >= 1:
-            raise ConfigError(
-                "simulator.external_input.amplitude must stay below 1 in a multiplicative mode "
-                f"(a rate must not turn negative), got {self.amplitude}"
-            )
-
-
-@dataclass(frozen=True)
-class Derivative:
-    """How derivatives are estimated where they are not exact.
-
-    Args:
-        method: One of ``local_polynomial``, ``smoothing_spline``, ``finite_difference``.
-        window: Frames of a local polynomial, odd.
-        degree: Its degree.
-    """
-
-    method: str
-    window: int
-    degree: int
-
-    def __post_init__(self) -> None:
-        _one_of("derivative.method", self.method, METHODS)
-        _at_least("derivative.degree", self.degree, 1)
-        if self.window % 2 != 1 or self.window <= self.degree:
-            raise ConfigError(
-                "simulator.derivative.window must be odd and larger than degree "
-                f"({self.degree}), got {self.window}"
-            )
-
-
-def _at_least(name: str, value: float, low: float) -> None:
-    if isinstance(value, (bool, str)) or not math.isfinite(value) or value < low:
-        raise ConfigError(f"simulator.{name} must be a number >= {low}, got {value!r}")
-
-
-def _above(name: str, value: float, low: float) -> None:
-    if isinstance(value, (bool, str)) or not math.isfinite(value) or value <= low:
-        raise ConfigError(f"simulator.{name} must be a number > {low}, got {value!r}")
-
-
-def _whole(name: str, value: int, low: int) -> None:
-    _at_least(name, value, low)
-    if int(value) != value:
-        raise ConfigError(f"simulator.{name} must be a whole number, got {value!r}")
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"simulator.{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-class RevealsPrior:
-    """The one way from the truth towards training: named switches, printed with the run."""
-
-    def reveal(
-        self,
-        recording: Recording,
-        truth: Truth | None,
-        /,
-        *,
-        support: bool,
-        roles: bool,
-        stoichiometry: bool,
-        rate_constants: bool,
-    ) -> dict[str, Tensor]:
-        """What the learner is told.
-
-        Args:
-            recording: The recording.
-            truth: Its truth, or ``None`` for measured data: the user's own reaction graph
-                (``recording.graph``) is then what can be told.
-            support: Which (metabolite, reaction) pairs have a net coefficient: ``met_all``,
-                ``rxn_all``.
-            roles: Which metabolites are on the substrate side: ``met_sub``, ``rxn_sub``; with
-                ``support`` also ``sign_all`` in {-1, 0 (both sides), +1}, ``order_sub`` where the
-                rate-law family fixes the kinetic orders, and ``drive_sub``, ``drive_rxn`` where
-                functions of time act in the laws.
-            stoichiometry: The coefficients themselves: ``sto_sub``, ``sto_all`` (and so support
-                and roles).
-            rate_constants: ``log_k``.
-        Returns:
-            Named tensors; ``n_rxn`` is always there.
-        Raises:
-            ConfigError: a switch asks for what is not known.
-        """
-        known: Mapping[str, Tensor] = truth.parameters if truth is not None else recording.graph
-        support, roles = support or stoichiometry, roles or stoichiometry
-        n_rxn = len(recording.provenance["reaction_names"])
-        given = {"n_rxn": torch.tensor(n_rxn)}
-        names: list[str] = []
-        if support:
-            names += ["met_all", "rxn_all"]
-        if roles:
-            names += ["met_sub", "rxn_sub"]
-        if support and roles:
-            names += ["sign_all"]
-        if stoichiometry:
-            names += ["sto_sub", "sto_all"]
-        if rate_constants:
-            names += ["log_k"]
-        for name in names:
-            if name not in known:
-                switch = {
-                    "met_all": "support",
-                    "rxn_all": "support",
-                    "sto_sub": "stoichiometry",
-                    "sto_all": "stoichiometry",
-                    "log_k": "rate_constants",
-                }.get(name, "roles")
-                raise ConfigError(
-                    f"prior.{switch}=true needs '{name}', which "
-                    + (
-                        "the reaction graph of this recording does not hold: add it to "
-                        "simulator.graph, or set the switch to false"
-                        if truth is None
-                        else "this rate law does not have: set the switch to false"
-                    )
-                )
-            given[name] = known[name].clone()
-        if roles and "drive_sub" in known:  # functions of time that act in the laws
-            given.update(drive_sub=known["drive_sub"].clone(), drive_rxn=known["drive_rxn"].clone())
-        if roles and truth is not None and truth.facts.get("order_rule") == "one":
-            given["order_sub"] = known["order_sub"].clone()
-        return given
-
-
 @dataclass
-class _Built:
+class Built:
+    """A network, its rate law, the hidden parameters, and facts for the truth."""
+
     network: ReactionNetwork
     law: RateLaw
     parameters: dict[str, Tensor]
@@ -339,14 +112,14 @@ class NetworkSimulator(RevealsPrior, ABC):
         noise: Noise,
         derivative: Derivative,
     ) -> None:
-        _whole("n_run", n_run, 1)
-        _whole("n_test_run", n_test_run, 0)
-        _whole("n_frame", n_frame, 2)
-        _whole("n_substep", n_substep, 1)
-        _above("dt_min", dt_min, 0)
-        _at_least("initial_low_mM", initial_low_mM, 0)
-        _one_of("integrator", integrator, INTEGRATORS)
-        _one_of("depletion", depletion, DEPLETION)
+        whole("n_run", n_run, 1)
+        whole("n_test_run", n_test_run, 0)
+        whole("n_frame", n_frame, 2)
+        whole("n_substep", n_substep, 1)
+        above("dt_min", dt_min, 0)
+        at_least("initial_low_mM", initial_low_mM, 0)
+        one_of("integrator", integrator, INTEGRATORS)
+        one_of("depletion", depletion, DEPLETION)
         if initial_high_mM < initial_low_mM:
             raise ConfigError(
                 "simulator.initial_high_mM must not be below initial_low_mM, got "
@@ -377,7 +150,7 @@ class NetworkSimulator(RevealsPrior, ABC):
     # -- what each simulator defines ----------------------------------------------------------
 
     @abstractmethod
-    def _build(self, seed: int) -> _Built:
+    def _build(self, seed: int) -> Built:
         """The network, its rate law, and the hidden parameters."""
 
     # -- shared draws -------------------------------------------------------------------------
@@ -573,7 +346,7 @@ class NetworkSimulator(RevealsPrior, ABC):
         self,
         state: np.ndarray,
         dx_dt: np.ndarray,
-        built: _Built,
+        built: Built,
         warnings: list[str],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The frames before any metabolite runs out."""
@@ -687,15 +460,15 @@ class MetabolismRateNetwork(NetworkSimulator):
             noise=noise,
             derivative=derivative,
         )
-        _whole("hidden_dim", hidden_dim, 1)
-        _whole("message_dim", message_dim, 1)
+        whole("hidden_dim", hidden_dim, 1)
+        whole("message_dim", message_dim, 1)
         _no_stiff(integrator)
         self.n_met, self.n_rxn = n_met, n_rxn
         self.n_substrate_max, self.n_product_max = n_substrate_max, n_product_max
         self.coefficient_max, self.mass_balanced = coefficient_max, mass_balanced
         self.hidden_dim, self.message_dim = int(hidden_dim), int(message_dim)
 
-    def _build(self, seed: int) -> _Built:
+    def _build(self, seed: int) -> Built:
         network = random_network(
             self.n_met,
             self.n_rxn,
@@ -710,7 +483,7 @@ class MetabolismRateNetwork(NetworkSimulator):
             torch_generator(seed, "rate_law"), self.hidden_dim, self.message_dim
         )
         law = LearnedRate(network, log_k.numpy(), weights)
-        return _Built(network, law, {"log_k": log_k, **weights}, {"rate_law": "learned_rate"})
+        return Built(network, law, {"log_k": log_k, **weights}, {"rate_law": "learned_rate"})
 
 
 class MetabolismOscillatory(NetworkSimulator):
@@ -775,7 +548,7 @@ class MetabolismOscillatory(NetworkSimulator):
         self.n_met, self.n_rxn = n_met, n_rxn
         self.cycle_length, self.avoid_shared_pairs = cycle_length, avoid_shared_pairs
 
-    def _build(self, seed: int) -> _Built:
+    def _build(self, seed: int) -> Built:
         network = autocatalytic_cycles(
             self.n_met,
             self.n_rxn,
@@ -787,7 +560,7 @@ class MetabolismOscillatory(NetworkSimulator):
         order = network.sto_sub.clone()
         law = MassAction(network, log_k.numpy(), order.numpy())
         facts = {"rate_law": "mass_action", "order_rule": "coefficient"}
-        return _Built(network, law, {"log_k": log_k, "order_sub": order}, facts)
+        return Built(network, law, {"log_k": log_k, "order_sub": order}, facts)
 
 
 def depletion_margin(
@@ -821,14 +594,4 @@ def _no_stiff(integrator: str) -> None:
         )
 
 
-__all__ = [
-    "Circadian",
-    "Derivative",
-    "ExternalInput",
-    "Homeostasis",
-    "MetabolismOscillatory",
-    "MetabolismRateNetwork",
-    "NetworkSimulator",
-    "Noise",
-    "RevealsPrior",
-]
+__all__ = ["MetabolismOscillatory", "MetabolismRateNetwork", "NetworkSimulator"]

@@ -11,11 +11,9 @@ import torch
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.recording import Recording, Truth
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import (
-    MetabolismEvaluator,
-    gauged_stoichiometry,
-    held_out_rollouts,
-)
+from neuralgraph.systems.metabolism.estimate import gauged_stoichiometry
+from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator
+from neuralgraph.systems.metabolism.held_out import held_out_rollouts
 from neuralgraph.systems.metabolism.kinetics import MassAction, network_of_truth
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.network import network_from_edges

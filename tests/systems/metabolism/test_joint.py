@@ -12,10 +12,11 @@ from neuralgraph.config import CONFIG_FOLDER
 from neuralgraph.core.seeding import torch_generator
 from neuralgraph.nn.mlp import MLP
 from neuralgraph.numerics.identifiability import Group
-from neuralgraph.systems.metabolism import metrics
+from neuralgraph.systems.metabolism import metrics, structure, verdicts
 from neuralgraph.systems.metabolism.closed_form import log_k_of_combination
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator, homeostasis_lines
+from neuralgraph.systems.metabolism.estimate import homeostasis_lines
+from neuralgraph.systems.metabolism.evaluation import MetabolismEvaluator
 from neuralgraph.systems.metabolism.joint import fit_joint, set_model, standard_errors
 from neuralgraph.systems.metabolism.joint_data import KineticData
 from neuralgraph.systems.metabolism.joint_networks import fit_network
@@ -65,7 +66,7 @@ def identifiable(data, truth):
     network = network_of_truth(truth)
     flux = true_flux(truth, network, data.train.concentration)
     log_k = truth.parameters["log_k"]
-    return metrics.identifiability(
+    return structure.identifiability(
         network, flux, log_k=log_k, is_stoichiometry_given=True, rtol=1e-8
     )
 
@@ -438,7 +439,7 @@ def test_without_homeostasis_the_rate_constants_are_exact():
 )
 def test_classes_of_document_002(score, ratios, accuracy, expected):
     bounds = {"converged_above": 0.9, "failed_below": 0.5}
-    assert metrics.classify_joint(score, ratios, accuracy, **bounds) == expected
+    assert verdicts.classify_joint(score, ratios, accuracy, **bounds) == expected
 
 
 @pytest.mark.parametrize(
@@ -447,7 +448,7 @@ def test_classes_of_document_002(score, ratios, accuracy, expected):
      (0.2, "undershoots"), (0.01, "inactive"), (-1.0, "away")],
 )  # fmt: skip
 def test_homeostasis_diagnosis_of_document_002(ratio, word):
-    assert word in metrics.homeostasis_diagnosis(ratio)
+    assert word in verdicts.homeostasis_diagnosis(ratio)
 
 
 def test_curve_error_is_relative_and_zero_for_the_power_law():

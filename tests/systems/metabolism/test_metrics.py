@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neuralgraph.systems.metabolism import metrics
+from neuralgraph.systems.metabolism import metrics, structure, verdicts
 from neuralgraph.systems.metabolism.network import network_from_edges
 
 
@@ -81,7 +81,7 @@ def test_scaling_a_column_and_its_rate_constant_changes_no_gauge_fixed_score():
     value = net.sto_all * (1 + 0.3 * torch.randn(net.sto_all.shape, generator=g))
     log_k = torch.randn(net.n_rxn, generator=g, dtype=torch.float64)
     alpha = 10 ** torch.empty(net.n_rxn, dtype=torch.float64).uniform_(-2, 2, generator=g)
-    column, _ = metrics.column_identifiability(net)
+    column, _ = structure.column_identifiability(net)
     found = []
     for a in (torch.ones_like(alpha), alpha):
         fixed = gauge(net, value * a[net.rxn_all])
@@ -111,7 +111,7 @@ def test_permuting_reactions_metabolites_and_edges_changes_no_score():
     dense[p[net.met_all], q[net.rxn_all]] = value
     scores = []
     for one, v in ((net, value), (other, dense[other.met_all, other.rxn_all])):
-        column, _ = metrics.column_identifiability(one)
+        column, _ = structure.column_identifiability(one)
         scores.append(metrics.stoichiometry_scores(gauge(one, v), one, is_identifiable=column))
     assert scores[0] == pytest.approx(scores[1])
 
@@ -230,10 +230,10 @@ def test_a_rate_constant_without_an_integer_scale_of_its_column_is_not_determine
     g = torch.Generator().manual_seed(0)
     flux = torch.rand(30, 3, generator=g, dtype=torch.float64)
     options = {"log_k": None, "rtol": 1e-8}
-    found = metrics.identifiability(net, flux, is_stoichiometry_given=False, **options)
+    found = structure.identifiability(net, flux, is_stoichiometry_given=False, **options)
     assert found.k.tolist() == [False, True, True]
     assert found.reason_k == ("no integer scale", "", "")
-    given = metrics.identifiability(net, flux, is_stoichiometry_given=True, **options)
+    given = structure.identifiability(net, flux, is_stoichiometry_given=True, **options)
     assert given.k.all(), "a given column has its scale"
 
 
@@ -247,7 +247,7 @@ def test_one_definition_says_which_columns_are_integer():
 
 def test_trivial_row_scores_about_090_with_about_half_of_the_edges_exact():
     net = random_network()
-    column, _ = metrics.column_identifiability(net)
+    column, _ = structure.column_identifiability(net)
     trivial = metrics.trivial_stoichiometry_scores(net, net.sto_all.sign(), is_identifiable=column)
     assert trivial["stoichiometry_R2"] == pytest.approx(0.90, abs=0.01)
     assert 0.5 <= trivial["exact_edges"] < 0.56
@@ -287,7 +287,7 @@ def test_undetermined_splits_are_scored_by_their_determined_sum():
     c = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     k = torch.tensor([0.02, 0.05, 0.03], dtype=torch.float64)
     flux = (c[:, :1] * c[:, 1:]) * k
-    found = metrics.identifiability(
+    found = structure.identifiability(
         net, flux, log_k=k.log10(), is_stoichiometry_given=True, rtol=1e-8
     )
     assert not bool(found.k.any())
@@ -322,22 +322,24 @@ def test_amplitude_of_the_rate_law_is_no_error_of_k():
 
 def test_columns_with_one_set_of_substrates_and_coefficients_are_not_determined():
     net = network([{0: -1, 1: 1}, {0: -1, 2: 1}, {0: -2, 1: 1}, {1: -1, 2: 1}])
-    column, reason = metrics.column_identifiability(net)
+    column, reason = structure.column_identifiability(net)
     assert column.tolist() == [False, False, True, True]
     assert reason[0] == "same substrates as R2" and reason[2] == ""
     # of kinetic order 1, the third runs in proportion to the first two as well
     order = torch.ones_like(net.sto_sub)
-    assert metrics.column_identifiability(net, order)[0].tolist() == [False, False, False, True]
+    assert structure.column_identifiability(net, order)[0].tolist() == [False, False, False, True]
 
 
 def test_empty_reactions_are_not_determined_and_say_so():
     net = network([{0: -1, 1: 1}, {}, {1: -1, 0: 2}])
     flux = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
-    found = metrics.identifiability(net, flux, log_k=None, is_stoichiometry_given=False, rtol=1e-8)
+    found = structure.identifiability(
+        net, flux, log_k=None, is_stoichiometry_given=False, rtol=1e-8
+    )
     assert found.column.tolist() == [True, False, True]
     assert found.reason[1] == "no metabolite changes"
     assert found.reason_k[1] == "does not act on the data"
-    rows = metrics.identifiability_table(found, net)
+    rows = structure.identifiability_table(found, net)
     assert [r["reaction"] for r in rows] == ["R1", "R2", "R3"]
     assert rows[0]["k_determined"] is True and rows[1]["k_determined"] is False
 
@@ -351,7 +353,7 @@ def test_identifiability_of_k_equals_the_null_space_of_the_stacked_sensitivity()
     flux = torch.ones(30, 40, dtype=torch.float64)
     for m, j, s in zip(net.met_sub, net.rxn_sub, net.sto_sub, strict=True):
         flux[:, j] *= c[:, m] ** s
-    found = metrics.identifiability(net, flux, log_k=None, is_stoichiometry_given=True, rtol=1e-8)
+    found = structure.identifiability(net, flux, log_k=None, is_stoichiometry_given=True, rtol=1e-8)
     stacked = (net.matrix()[None] * flux[:, None]).reshape(-1, 40)
     assert torch.equal(found.k, determined(null_space(stacked, rtol=1e-8)))
 
@@ -360,19 +362,21 @@ def test_too_few_frames_leave_entries_of_s_undetermined():
     net = random_network(12, 40, seed=2)
     flux = torch.rand(100, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kwargs = {"is_support_given": True, "rtol": 1e-8}
-    assert bool(metrics.determined_edges(net, flux, **kwargs).all())
-    few = metrics.determined_edges(net, flux[:4], **kwargs)
+    assert bool(structure.determined_edges(net, flux, **kwargs).all())
+    few = structure.determined_edges(net, flux[:4], **kwargs)
     n_per_metabolite = torch.bincount(net.met_all, minlength=12)
     assert torch.equal(few, n_per_metabolite[net.met_all] <= 4)
     assert not bool(
-        metrics.determined_edges(net, flux[:39], is_support_given=False, rtol=1e-8).any()
+        structure.determined_edges(net, flux[:39], is_support_given=False, rtol=1e-8).any()
     )
 
 
 def test_the_table_is_written_whole(tmp_path):
     net = network([{0: -1, 1: 1}, {0: -1, 2: 1}])
-    found = metrics.identifiability(net, None, log_k=None, is_stoichiometry_given=False, rtol=1e-8)
-    metrics.write_identifiability(metrics.identifiability_table(found, net), tmp_path / "i.csv")
+    found = structure.identifiability(
+        net, None, log_k=None, is_stoichiometry_given=False, rtol=1e-8
+    )
+    structure.write_identifiability(structure.identifiability_table(found, net), tmp_path / "i.csv")
     lines = (tmp_path / "i.csv").read_text().splitlines()
     assert lines[0] == "reaction,column_determined,column_reason,k_determined,k_reason,group"
     assert lines[1].startswith("R1,no,same substrates as R2,,not computed")
@@ -392,7 +396,7 @@ def test_the_table_is_written_whole(tmp_path):
 )
 def test_converged_must_also_beat_the_trivial_row(score, trivial, verdict):
     kwargs = {"converged_above": 0.9, "failed_below": 0.1, "trivial_margin": 0.05}
-    assert metrics.classify(score, trivial=trivial, **kwargs) == verdict
+    assert verdicts.classify(score, trivial=trivial, **kwargs) == verdict
 
 
 @pytest.mark.parametrize(
@@ -407,6 +411,6 @@ def test_converged_must_also_beat_the_trivial_row(score, trivial, verdict):
     ],
 )
 def test_degeneracy_has_a_diagnosis_for_every_pair(pair, word):
-    text = metrics.degeneracy_diagnosis(*pair)
+    text = verdicts.degeneracy_diagnosis(*pair)
     assert text.startswith(word) or word in text
     assert ("do not trust" in text) == (pair[0] - pair[1] > 0.3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
+from neuralgraph.systems.metabolism.conditions import Derivative
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.recorded import MetabolismRecorded
-from neuralgraph.systems.metabolism.simulator import Derivative
 
 FREE = {"support": False, "roles": False, "stoichiometry": False, "rate_constants": False}
 EDGES = "metabolite,reaction,coefficient\nA,first,-1\nB,first,2\nB,second,-1\nC,second,1\n"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from neuralgraph.core.errors import ConfigError
-from neuralgraph.systems.metabolism import metrics
+from neuralgraph.systems.metabolism import structure
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.evaluation import design_flux
+from neuralgraph.systems.metabolism.estimate import design_flux
 from neuralgraph.systems.metabolism.kinetics import network_of_truth
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.oracle import oracle_scores, oracle_stoichiometry
@@ -137,7 +137,7 @@ def test_the_oracle_is_exact_without_noise_and_wrong_with_much() -> None:
     network = network_of_truth(truth)
     flux = design_flux(data, truth, network)
     assert flux is not None
-    column, _ = metrics.column_identifiability(network)
+    column, _ = structure.column_identifiability(network)
     scores = {}
     for size in (0.0, 1.0):
         noise = torch.randn(data.train.dx_dt.shape, generator=torch.Generator().manual_seed(0))
@@ -185,7 +185,7 @@ def test_noise_on_derivatives_leaves_the_state_and_is_found_again() -> None:
 
 
 def test_noise_on_derivatives_and_on_the_state_exclude_each_other() -> None:
-    from neuralgraph.systems.metabolism.simulator import Noise
+    from neuralgraph.systems.metabolism.conditions import Noise
 
     with pytest.raises(ConfigError, match="set one of the two to 0"):
         Noise(
