@@ -185,11 +185,14 @@ def result_rows(scorecard: Scorecard) -> list[dict[str, str]]:
 
 
 def _table(rows: Any) -> dict[str, Any] | None:
-    """A list of equal dictionaries as header and body, cut to a readable length."""
+    """Equal dictionaries as header and body, those with a "no" first, cut to a readable length."""
     if not isinstance(rows, list) or not rows:
         return None
     header = list(rows[0])
-    body = [[_cell(row[key]) for key in header] for row in rows[:TABLE_ROWS_SHOWN]]
+    shown = sorted(rows, key=lambda row: all(v is not False for v in row.values()))[
+        :TABLE_ROWS_SHOWN
+    ]
+    body = [[_cell(row[key]) for key in header] for row in shown]
     return {"header": header, "body": body, "n_rows": len(rows), "n_shown": len(body)}
 
 

@@ -54,3 +54,14 @@ def test_products_are_shown_with_their_first_lines(tmp_path):
     html = render(config, tmp_path, recording, card(), [], products)
     assert 'href="reactions.txt"' in html and "r1: A -&gt; 2 B" in html
     assert "Not written: the extra is missing." in html
+
+
+def test_of_a_long_table_what_is_not_determined_comes_first(tmp_path):
+    recording = Recording(
+        time=torch.arange(3.0)[None], state=torch.rand(1, 3, 2), names=("A", "B"), provenance={}
+    )
+    config = {"name": "x", "question": "", "prior": {}}
+    rows = [{"reaction": f"R{j}", "k_determined": j != 77, "group": 0} for j in range(100)]
+    html = render(config, tmp_path, recording, card(identifiability=rows), [])
+    assert "40 of 100 rows" in html and "R40<" not in html
+    assert html.index("R77<") < html.index("R0<")

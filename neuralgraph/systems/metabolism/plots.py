@@ -242,14 +242,14 @@ class MetabolismReporter:
         says = (
             "The prediction diverged and is not drawn."
             if diverged
-            else "Lines: the model from the first frame alone."
+            else "Predicted (thin): the model from the first frame alone."
         )
         yield style.save(
             figure,
             out / "concentrations.png",
             "A held-out trajectory",
-            f"Dots: data the training never saw ({data.test_description}). {says} Metabolites are "
-            "spread over the range of activity.",
+            "Measured (dots, or a wide line of them): data the training never saw "
+            f"({data.test_description}). {says} Metabolites are spread over the range of activity.",
         )
         if predicted is None:
             return
@@ -569,7 +569,8 @@ class MetabolismReporter:
             figure,
             out / "embedding" / f"embedding_{label}.png",
             "Metabolite embeddings",
-            "One point for each metabolite" + (", coloured by its true type." if named else "."),
+            "One point for each metabolite; those of one type may lie on top of each other"
+            + (". Coloured by true type." if named else "."),
         )
 
     # -- identifiability ----------------------------------------------------------------------
