@@ -54,8 +54,8 @@ class Source:
     Args:
         name: What the user asks for.
         title: One line on the content.
-        url: Where it is downloaded from.
-        sha256: Checksum of the download.
+        url: Where it is downloaded from; a folder where its files are downloaded one by one.
+        sha256: Checksum of the download, ``None`` for a folder: those of the files stand for it.
         files: What is kept.
         licence: Terms of use as the origin states them.
     """
@@ -63,7 +63,7 @@ class Source:
     name: str
     title: str
     url: str
-    sha256: str
+    sha256: str | None
     files: tuple[DataFile, ...]
     licence: str
 
@@ -131,6 +131,64 @@ PYBOOLNET = (
      "ffa33188bcb4287dc4cb901ae129ee22b3848957bf1e763bae92a60b3a54a22b"),
 )  # fmt: skip
 """Boolean networks: name, place in the wheel, SHA-256."""
+
+BOOLODE = (
+    ("EMT.txt",
+     "f4a8267294bb70436138816b85e7dd17f03846d42343cca3eeb75dd8c2d0ecb5"),
+    ("GSD.txt",
+     "cf0c6d0e54ab9db2ab7308040f8a35d61a79af7fd4db1466270abfa9732d344e"),
+    ("GSD_ics.txt",
+     "2a15bcf736c0f4da4239fabad9a6e0cb1fd523f32795ed7c68d32bca955c65e7"),
+    ("HSC.txt",
+     "bfb334da4f41020f2d72e4aa5e310ea4db9b573fae5fd875d0c332ea72b3aa8f"),
+    ("HSC_ics.txt",
+     "62db996189ec5f48b2b1fe0b155a8f85bb276e509cc4a39f255f08ca06c40be4"),
+    ("VSC.txt",
+     "f5c3e631210480efaa07ddd13e6b3a57e78fe6c1c7ba4d7ca8fc0c3d35d1940a"),
+    ("dyn-bifurcating-converging.txt",
+     "6a5e1b4cc209f698ef58bd78a30d3cd2551d605e16ab73d3f59658e4eddaadc6"),
+    ("dyn-bifurcating-converging_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-bifurcating-loop.txt",
+     "a9367c2086f137866a2b555925b5a18d627d5927a0982c5fb5c9cb1691c0c911"),
+    ("dyn-bifurcating-loop_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-bifurcating.txt",
+     "a68595f05d25efbab76eb44419a8dad2f4f509d091b5b7d599885b49cabb4959"),
+    ("dyn-bifurcating_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-consecutive-bifurcating.txt",
+     "929413308f69ec38848460556a6b2f78a352778a3755c8a301411440ca7f9945"),
+    ("dyn-consecutive-bifurcating_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-converging.txt",
+     "ebeb234cd79de66cf1b9d1e2e461a00cb00bb5a4bfb83622346c80331327ccf0"),
+    ("dyn-converging_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-cycle.txt",
+     "0ee09e6c322c449eeffb9a9d7cb8b3bd3609a5a121c6cf25c8fa16b13f47399d"),
+    ("dyn-cycle_ics.txt",
+     "16d296d78c90c281311e99649856d1e5eebb7483ca4d5e5df2b15f94d596c3b3"),
+    ("dyn-linear-long.txt",
+     "9075950fe16a9ac3613d28afb9805c6388345098b3c5cc4e6203b4916120a514"),
+    ("dyn-linear-long_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-linear.txt",
+     "f6e6f119f1dd64e3418ab57dfca1faf289d659f882b3e0215541898e35a52452"),
+    ("dyn-linear_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("dyn-trifurcating.txt",
+     "755b2186a8872b76ee729ee18ad22540e3a2f4bdecd8c0f84d75f2948b799b84"),
+    ("dyn-trifurcating_ics.txt",
+     "3c92c0b84ed78993944ae74f6fe47720eb1ac8a5945dd2ec4478160684a2adaa"),
+    ("mCAD.txt",
+     "f5ef4e0abc4a06c82615362ad9e7bb1640adb5ca849069571086857fba1cdd88"),
+    ("mCAD_ics.txt",
+     "57104b19bd30759ef82427ad74f86a8672693ba8da4713d1efabcad6af218c88"),
+    ("mutual-inhibition.txt",
+     "c12a064e5feb75ef705e3c2ed074724c1f6bdbe35f62a5cba562e08f7c20ece2"),
+)  # fmt: skip
+"""Rules of gene networks (``…_ics``: genes that are on at the start): name, SHA-256."""
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -261,6 +319,16 @@ SOURCES: dict[str, Source] = {
             ),
             licence="PyBoolNet wheel, LGPL; models belong to their authors",
         ),
+        Source(
+            name="boolode",
+            title="Boolean rules of BoolODE: HSC, GSD, mCAD and VSC (curated developmental "
+            "networks) and small ones that branch, cycle or join",
+            url="https://raw.githubusercontent.com/Murali-group/BoolODE/"
+            "ba8884af40f98fc648b3f36f0b81a5a8cf22c9b9/data",
+            sha256=None,
+            files=tuple(DataFile(f"boolode/{name}", sha256) for name, sha256 in BOOLODE),
+            licence="GPL-3.0 (BoolODE)",
+        ),
     )
 }
 
@@ -332,24 +400,44 @@ def fetch(source: Source, folder: Path | str, *, say: Callable[[str], None] = pr
             missing.append((file, target))
     if not missing:
         return targets
-    part = folder / ".downloads" / f"{source.sha256}.part"
-    say(f"downloading {source.url}")
-    _download(source.url, part)
+    if source.sha256 is None:
+        for file, target in missing:
+            url = f"{source.url.rstrip('/')}/{Path(file.path).name}"
+            _keep(url, file.sha256, [(file, target)], folder, say)
+    else:
+        _keep(source.url, source.sha256, missing, folder, say)
+    for subfolder in sorted({target.parent for target in targets}):
+        note = f"origin: {source.url}\nsha256: {source.sha256 or 'of each file, checked'}\n"
+        _write(subfolder / "SOURCE.txt", f"{note}licence: {source.licence}\n".encode())
+    return targets
+
+
+def _keep(
+    url: str,
+    sha256: str,
+    wanted: Sequence[tuple[DataFile, Path]],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """One download, checked, and what is wanted of it, each to its place."""
+    part = folder / ".downloads" / f"{sha256}.part"
+    say(f"downloading {url}")
+    _download(url, part)
     got = sha256_of(part)
-    if got != source.sha256:
+    if got != sha256:
         part.unlink()
         raise DataError(
-            f"{source.url} has the wrong content: expected SHA-256 {source.sha256}, got {got}. "
+            f"{url} has the wrong content: expected SHA-256 {sha256}, got {got}. "
             "The file at the source has changed or was altered on the way; nothing was kept. "
             "Try again, or name another place with url=…"
         )
     content = part.read_bytes()
-    for file, target in missing:
-        kept = content if file.member is None else _member(content, file.member, source.url)
+    for file, target in wanted:
+        kept = content if file.member is None else _member(content, file.member, url)
         got = hashlib.sha256(kept).hexdigest()
         if got != file.sha256:
             raise DataError(
-                f"{file.path} out of {source.url} has the wrong content: expected SHA-256 "
+                f"{file.path} out of {url} has the wrong content: expected SHA-256 "
                 f"{file.sha256}, got {got}; nothing was written"
             )
         _write(target, kept)
@@ -357,10 +445,6 @@ def fetch(source: Source, folder: Path | str, *, say: Callable[[str], None] = pr
     part.unlink()
     if not any(part.parent.iterdir()):
         part.parent.rmdir()
-    for subfolder in sorted({target.parent for target in targets}):
-        note = f"origin: {source.url}\nsha256: {source.sha256}\nlicence: {source.licence}\n"
-        _write(subfolder / "SOURCE.txt", note.encode())
-    return targets
 
 
 def _write(path: Path, content: bytes) -> None:

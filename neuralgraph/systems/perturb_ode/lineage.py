@@ -125,9 +125,9 @@ class LineageScreen:
         except MissingDataError:
             searched = " and ".join(str(folder) for folder in data_folders())
             raise MissingDataError(
-                f"the rules {self.rules} are not in {searched} ({VARIABLE} names the first): rule "
-                "files are those of BoolODE (github.com/Murali-group/BoolODE, folder data), which "
-                "its licence keeps apart from here; simulator=perturb_ode_lineage_tree needs none"
+                f"the rules {self.rules} are not in {searched} ({VARIABLE} names the first): "
+                "python -m neuralgraph.fetch boolode brings the rule files of BoolODE; "
+                "simulator=perturb_ode_lineage_tree needs none"
             ) from None
 
     def simulate(self, seed: int) -> tuple[Recording, Truth]:

@@ -127,7 +127,9 @@ def test_a_pinned_gene_is_gone_and_the_same_seed_gives_the_same_cells(tree):
 
 
 def test_a_clear_error_names_what_needs_no_file():
-    with pytest.raises(MissingDataError, match="perturb_ode_lineage_tree needs none"):
+    with pytest.raises(
+        MissingDataError, match=r"fetch boolode.*perturb_ode_lineage_tree needs none"
+    ):
         LineageScreen(**{**TREE_SCREEN, "rules": "boolode/nothing.txt"}).simulate(0)
     with pytest.raises(ConfigError, match="lower n_test"):
         LineageScreen(**{**TREE_SCREEN, "n_test": 9}).simulate(0)
