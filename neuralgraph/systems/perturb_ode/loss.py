@@ -24,7 +24,9 @@ class ScreenObjective:
       one at which production and decay balance;
     - ``steady_split``: $f(\bar x_p') \cdot f(\bar x_p'')$ at the means of two halves of the cells
       or replicates. At noisy states $|f|^2$ is too large by $\mathrm{tr}(J \Sigma J^\top)$ and
-      rewards a small Jacobian; to first order this term does not;
+      rewards a small Jacobian; to first order this term does not. The product has no lower
+      bound, a steep field of opposite signs at the two halves would be rewarded without end: each
+      condition counts from 0 up;
     - ``steady_gated``: ``steady_perturbed`` at conditions that count as settled (``gate``);
     - ``steady_rollout``: $|f|^2$ at the field's own states on the last day and ``rollout_day``;
     - ``steady_first_day``: the same on the first day after the start, a wrong claim on purpose;
@@ -138,7 +140,9 @@ class ScreenObjective:
                 model.rate(half[model.get_buffer("fold")], batch)
                 for half in batch.halves[:, :, -1].unbind(2)
             )
-            value = _mean((a * b).mean(-1), perturbed[model.get_buffer("fold")])
+            # a negative product is noise, or a field that has learned the two halves apart
+            product = (a * b).mean(-1).clamp_min(0)
+            value = _mean(product, perturbed[model.get_buffer("fold")])
             found["steady_split"] = weight * value
         weight = model.weight_of("steady_rollout")
         if bool(weight.any()):

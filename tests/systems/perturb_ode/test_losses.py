@@ -86,11 +86,24 @@ def test_the_split_term_uses_the_two_halves_and_the_decay_term_counts_in_decay()
     wanted = ~batch.is_control
     one, two = batch.halves[:, :, -1].unbind(2)
     product = (model.rate(one.expand(3, -1, -1), batch) * model.rate(two, batch)).mean(-1)
-    torch.testing.assert_close(terms["steady_split"][1], 2 * product[1, wanted].mean())
+    expected = 2 * product[1, wanted].clamp_min(0).mean()
+    torch.testing.assert_close(terms["steady_split"][1], expected)
     last = batch.encoded[:, :, -1].expand(3, -1, -1)
     unit = (model.rate(last, batch) / model.log_gamma.exp()[:, None]).square().mean(-1)
     torch.testing.assert_close(terms["steady_decay"][2], unit[2, wanted].mean())
     assert terms["steady_split"][[0, 2]].abs().max() == 0
+
+
+def test_opposite_fields_at_two_halves_are_not_rewarded():
+    """Without the bound a field of opposite signs at the halves lowers the loss without end."""
+    data = screen()
+    model = ensemble(data, {"split": {"steady_split": 1.0}})
+    batch = data.batch(data.starts(1))
+    rest = batch.halves.mean(3, keepdim=True)
+    far = replace(batch, halves=rest + 1e3 * torch.tensor([1.0, -1.0])[:, None].double())
+    a, b = (model.rate(half.expand(2, -1, -1), far) for half in far.halves[:, :, -1].unbind(2))
+    assert (a * b).mean(-1).max() < 0, "the case is no case"
+    assert prepared(data).arm_terms(model, far)["steady_split"].abs().max() == 0
 
 
 def test_a_gated_condition_pays_nothing():

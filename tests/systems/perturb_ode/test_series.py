@@ -250,8 +250,8 @@ def test_the_neural_twin_reads_nothing_of_a_held_out_condition_but_its_first_day
     from neuralgraph.systems.perturb_ode.directional import DirectionalNetwork
 
     twin = DirectionalNetwork(
-        path="median", n_component=3, n_hidden=8, n_seed=2, n_epochs=20, learning_rate=0.02,
-        weight_decay=0.0, every=10,
+        path="median", n_component=[2, 3], n_hidden=[4, 8], n_seed=2, n_epochs=20,
+        learning_rate=[0.02], weight_decay=0.0, every=10,
     )  # fmt: skip
     series = series_of(read(cells[0]))
     mean = series.mean.clone()
