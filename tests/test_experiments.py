@@ -18,6 +18,15 @@ LONG = {
     "metabolism_s_single",
 }
 """Thousands of reactions, which no budget makes small, or the path of a shorter one again."""
+SHORTER = {
+    "perturb_ode": (
+        "model.n_seed=2",
+        "evaluation.twin.n_component=[8]",
+        "evaluation.twin.n_hidden=[16]",
+        "evaluation.twin.n_epochs=20",
+    ),
+}
+"""Shorter lists of what a judge tries or repeats, which no budget bounds."""
 VERBS = sorted(
     path.stem
     for path in (ROOT / "conf").glob("*.yaml")
@@ -77,6 +86,7 @@ def test_an_experiment_runs_to_a_report_with_a_smoke_budget(inside, tmp_path, na
         "budget=smoke",
         "hydra.run.dir=out",
         "trainer.progress=false",
+        *SHORTER.get(name, ()),
     )
     if status and "NEURALGRAPH_DATA" in message:
         pytest.skip(message)
