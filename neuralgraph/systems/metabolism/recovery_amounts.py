@@ -23,6 +23,8 @@ LEAST_SIGNAL = 4.0
 """Amount over its error below which a product is dropped."""
 MOST_REACTIONS = 40
 """Reactions of a row at most."""
+MOST_TRIES = 3
+"""Times a reaction may enter a row while it grows."""
 RIDGE = 1e-14
 
 
@@ -186,8 +188,13 @@ class _Row:
                 self.size[j] = max(float(np.sqrt(self.w[q] ** 2 + variance[q])), 1e-4)
 
     def grow(self, low: Array, high: Array, least_share: float, signal: float) -> None:
-        """Add the reaction that explains most, while it explains enough."""
+        """Add the reaction that explains most, while it explains enough.
+
+        Two reactions can push each other out for ever; each is therefore taken in `MOST_TRIES` times
+        at most, which bounds the work.
+        """
         p = self.p
+        tries = np.zeros(p.n_rxn, dtype=int)
         while len(self.active) < MOST_REACTIONS:
             cross = p.gram[: p.n_rxn, self.column]
             rest = self.right[: p.n_rxn] - cross @ self.w
@@ -196,11 +203,13 @@ class _Row:
             more, error = rest / own, 4 * np.sqrt(self.noise / own)
             may = ~self.is_sub & (more > 0) & (more + error > low) & (more - error < high)
             may[self.active] = False
+            may &= tries < MOST_TRIES
             share = np.where(may, rest * more, 0.0) / self.left
             best = int(share.argmax())
             if share[best] < least_share:
                 return
             self.active.append(best)
+            tries[best] += 1
             self.size[best] = float(more[best])
             self._fit(3)
             while True:

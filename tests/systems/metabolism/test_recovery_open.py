@@ -10,6 +10,7 @@ import torch
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.seeding import torch_generator
+from neuralgraph.systems.metabolism import recovery_amounts
 from neuralgraph.systems.metabolism.kinetics import LearnedRate, random_weights
 from neuralgraph.systems.metabolism.loop import data_train_metabolism
 from neuralgraph.systems.metabolism.network import network_from_edges, random_network
@@ -234,6 +235,38 @@ def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrate
     np.testing.assert_array_equal(found.value[:3] > 0, s[:3] > 0)
     np.testing.assert_allclose(found.value[0, :3], s[0, :3], rtol=1e-2)
     assert found.residual.max() < 1e-2
+
+
+def test_a_pursuit_of_reactions_that_push_each_other_out_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nearly collinear rates, crude data: before the bound this example went round for ever."""
+    r = np.random.default_rng(1)
+    n_met, n_rxn, n_frame = 3, 12, 24
+    shared = r.normal(size=(3, n_frame))
+    base = [r.normal(size=3) @ shared + 0.3 * r.normal(size=n_frame) for _ in range(n_rxn)]
+    rate = [np.stack([b, b * (1 + 0.2 * r.normal()) + 0.1 * r.normal(size=n_frame)]) for b in base]
+    is_sub = np.zeros((n_met, n_rxn), dtype=bool)
+    is_sub[r.integers(n_met, size=n_rxn), np.arange(n_rxn)] = True
+    made = (r.random((n_met, n_rxn)) < 0.3) * r.choice([1, 2], size=(n_met, n_rxn))
+    s = np.where(is_sub, -1.0, 1.0 * made)
+    y = np.stack(
+        [sum(s[i, j] * 10 ** r.uniform(-2, 0) * rate[j][0] for j in range(n_rxn)) for i in range(3)]
+    )
+    y += 0.05 * r.normal(size=y.shape)
+
+    fits, fit = [0], recovery_amounts._Row._fit
+
+    def counted(row: recovery_amounts._Row, n_step: int) -> None:
+        fits[0] += 1
+        assert fits[0] < 2_000, "the pursuit does not end"
+        fit(row, n_step)
+
+    monkeypatch.setattr(recovery_amounts._Row, "_fit", counted)
+    sizes = np.array([[1], [2]])
+    pursuit = RatePursuit(rate, [sizes] * n_rxn, y, is_sub, np.ones(n_rxn, dtype=bool))
+    found = pursuit.run(np.where(is_sub, -1.0, 0.0))
+    assert np.isfinite(found.value).all() and found.residual.max() < 1
 
 
 def test_reactions_with_equal_substrates_become_free_columns() -> None:
