@@ -27,6 +27,8 @@ SHORTER = {
     ),
 }
 """Shorter lists of what a judge tries or repeats, which no budget bounds."""
+SMALLER = {"metabolism_s", "metabolism_s_support", "metabolism_joint_noise"}
+"""Run on networks of a fifth of their size, whose decoding takes seconds."""
 VERBS = sorted(
     path.stem
     for path in (ROOT / "conf").glob("*.yaml")
