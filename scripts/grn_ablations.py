@@ -13,6 +13,7 @@ circuits as they come and M of each phenotype, of 4 and of 5 genes.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -21,11 +22,20 @@ from typing import Any
 
 import torch
 
+from neuralgraph.systems.boolean_grn.features import SPECTRA
+
 WHOLE = {False: "all", True: "structure: all"}
 INFORMED, STRUCTURE = "model=grn_informed", "model=grn_structure"
 VARIANTS: dict[str, list[str]] = {
     "all": [INFORMED],
-    "no spectral features": [INFORMED, "model.informed.use_spectral=false"],
+    "no soft dynamics": [INFORMED, "model.informed.use_dynamics=false"],
+    "no spectral features": [INFORMED, "model.informed.spectra=[]"],
+    **{
+        f"spectra without {name.replace('_', ' ')}": [
+            INFORMED, f"model.informed.spectra=[{','.join(x for x in SPECTRA if x != name)}]",
+        ]
+        for name in SPECTRA
+    },
     "no interventions": [INFORMED, "model.informed.use_interventions=false"],
     "no relations": [INFORMED, "model.informed.use_relations=false"],
     "neither": [
@@ -37,8 +47,9 @@ VARIANTS: dict[str, list[str]] = {
     "no dynamics loss": [INFORMED, "loss.coeff_dynamics=0"],
     "no auxiliary heads": [INFORMED, "loss.coeff_auxiliary=0"],
     "no curriculum": [INFORMED, "loop=grn_plain"],
+    "no annealing": [INFORMED, *(f"loop.stages.{k}.tau=10" for k in range(4))],
     "structure: all": [STRUCTURE],
-    "structure: no spectral features": [STRUCTURE, "model.structure.use_spectral=false"],
+    "structure: no spectral features": [STRUCTURE, "model.structure.spectra=[]"],
     "structure: no dynamics loss": [STRUCTURE, "loss.coeff_dynamics=0"],
     "structure: no auxiliary heads": [STRUCTURE, "loss.coeff_auxiliary=0"],
     "structure: no contrastive loss": [STRUCTURE, "loss.coeff_contrastive=0"],
@@ -47,8 +58,30 @@ VARIANTS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+@functools.cache
+def drawn(seed: int, population: tuple[int, int]) -> tuple[Any, Any, Any]:
+    """Recording, truth and prior of a seed, the same for every variant."""
+    from hydra import compose
+
+    from neuralgraph import pipeline
+    from neuralgraph.cli import plain
+
+    config: dict[str, Any] = plain(compose("train", chosen(seed, population, [INFORMED])))
+    simulator = pipeline.compose(config).simulator
+    recording, truth = simulator.simulate(seed)
+    return recording, truth, simulator.reveal(recording, truth, **config["prior"])
+
+
+def chosen(seed: int, population: tuple[int, int], overrides: list[str]) -> list[str]:
+    """Overrides of a training."""
+    return [
+        "+experiment=grn_phenotype", f"seed={seed}", f"simulator.n_natural={population[0]}",
+        f"simulator.n_per_phenotype={population[1]}", "simulator.sizes_test=[4,6]", *overrides,
+    ]  # fmt: skip
+
+
 def one(
-    overrides: list[str], seed: int, population: list[int]
+    overrides: list[str], seed: int, population: tuple[int, int]
 ) -> tuple[dict[str, float], dict[str, int], float]:
     """Metrics, number of unstratified test circuits by size, and CPU seconds of one training."""
     from hydra import compose
@@ -58,15 +91,9 @@ def one(
     from neuralgraph.core.seeding import derived_seed
     from neuralgraph.training.session import Session
 
-    small = [
-        f"simulator.n_natural={population[0]}", f"simulator.n_per_phenotype={population[1]}",
-        "simulator.sizes_test=[4,6]",
-    ]  # fmt: skip
-    chosen = ["+experiment=grn_phenotype", f"seed={seed}", *small, *overrides]
-    config: dict[str, Any] = plain(compose("train", chosen))
+    config: dict[str, Any] = plain(compose("train", chosen(seed, population, overrides)))
     parts = pipeline.compose(config)
-    recording, truth = parts.simulator.simulate(seed)
-    given = parts.simulator.reveal(recording, truth, **config["prior"])
+    recording, truth, given = drawn(seed, population)
     data, model = pipeline.cut_and_build(parts, config, recording, given)
     session = Session(
         model, data, parts.loss, optimizer=parts.optimizer, seed=derived_seed(seed, "session")
@@ -140,7 +167,7 @@ def main() -> None:
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
         for seed in options.seeds:
             for variant in options.variant or VARIANTS:
-                metrics, n_test, seconds = one(VARIANTS[variant], seed, options.population)
+                metrics, n_test, seconds = one(VARIANTS[variant], seed, tuple(options.population))
                 suffix = "_structure_only" if variant.startswith("structure") else ""
                 for size, n in n_test.items():
                     line = {

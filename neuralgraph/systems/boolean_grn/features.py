@@ -8,13 +8,23 @@ eigenvectors of repeated eigenvalues are arbitrary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from neuralgraph.core.errors import ConfigError
+
 N_WALK = 6
 N_NODE_STRUCTURE, N_PAIR_STRUCTURE = 8, 5
-N_NODE_SPECTRAL, N_PAIR_SPECTRAL, N_GRAPH_SPECTRAL = 2 * N_WALK + 3, 8, 2 * N_WALK + 4
+N_SPECTRAL = {
+    "walks": (2 * N_WALK, 4, 2 * N_WALK),
+    "laplacian": (1, 1, 3),
+    "signed_laplacian": (1, 1, 1),
+    "magnetic_laplacian": (1, 2, 0),
+}
+"""Spectral features of genes, pairs and circuits, by the operator they come from."""
+SPECTRA = tuple(N_SPECTRAL)
 HEAT_TIME = 1.0
 MAGNETIC_CHARGE = 0.25
 
@@ -79,8 +89,23 @@ def heat_kernel(operator: Tensor, time: float) -> Tensor:
     return (vectors * torch.exp(-time * values)[..., None, :].to(vectors.dtype)) @ vectors.mH
 
 
-def spectral(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Spectral features of $W = A^+ - A^-$, of $|W|$, and of three Laplacians.
+def n_spectral(spectra: Sequence[str]) -> tuple[int, int, int]:
+    """Number of spectral features of genes, pairs and circuits.
+
+    Raises:
+        ConfigError: an operator that is not known, or one that is named twice.
+    """
+    for name in spectra:
+        if name not in N_SPECTRAL:
+            raise ConfigError(f"there is no spectrum '{name}': known are {', '.join(SPECTRA)}")
+        if list(spectra).count(name) > 1:
+            raise ConfigError(f"the spectrum '{name}' is named twice")
+    node, pair, graph = (sum(N_SPECTRAL[name][k] for name in spectra) for k in range(3))
+    return node, pair, graph
+
+
+def spectral(adjacency: Tensor, spectra: Sequence[str] = SPECTRA) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Spectral features of $W = A^+ - A^-$ and $|W|$ (``walks``), and of three Laplacians.
 
     Genes: closed signed and unsigned walks $(W^k)_{ii}$, $(|W|^k)_{ii}$, heat kept. Pairs: walks
     of two and three steps, heat kernels. Circuits: the traces $\sum_l \lambda_l^k$ (equivalent to
@@ -89,50 +114,54 @@ def spectral(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         adjacency: ``(n_batch, n, n)``.
+        spectra: Operators, some of :data:`SPECTRA`.
 
     Returns:
-        ``(n_batch, n, 15)``, ``(n_batch, n, n, 8)``, ``(n_batch, 16)`` in the given float type.
+        Of genes ``(n_batch, n, …)``, pairs ``(n_batch, n, n, …)`` and circuits ``(n_batch, …)`` in
+        the given float type; :func:`n_spectral` says how many.
     """
-    dtype = adjacency.dtype
     weight = adjacency.double()
-    power, size = weight, weight.abs()
-    absolute = size
-    signed, unsigned = [], []
-    for _ in range(N_WALK):
-        signed.append(power)
-        unsigned.append(absolute)
-        power, absolute = power @ weight, absolute @ size
-    walks = torch.stack([*signed, *unsigned], -1)
-    closed = walks.diagonal(dim1=1, dim2=2).transpose(1, 2)  # (batch, n, 2 N_WALK)
-    traces = closed.sum(1)
-    plain, with_sign = laplacian(weight), signed_laplacian(weight)
-    eigenvalues = torch.linalg.eigvalsh(plain)
-    n_component = (eigenvalues < 1e-6).to(torch.float64).sum(-1)
-    connected = eigenvalues[:, 1] if eigenvalues.shape[1] > 1 else torch.zeros_like(n_component)
-    heats = [heat_kernel(plain, HEAT_TIME), heat_kernel(with_sign, HEAT_TIME)]
-    turned = heat_kernel(magnetic_laplacian(weight), HEAT_TIME)
-    heats += [turned.real, turned.imag]
-    kept = torch.stack([h.diagonal(dim1=-2, dim2=-1) for h in heats[:3]], -1)
-    pair = torch.cat(
-        [torch.stack([signed[1], signed[2], unsigned[1], unsigned[2]], -1).asinh(),
-         torch.stack(heats, -1)], -1,
-    )  # fmt: skip
-    graph = torch.cat(
-        [
-            traces.asinh(),
-            torch.stack(
-                [
-                    n_component,
-                    connected,
-                    eigenvalues[:, -1],
-                    torch.linalg.eigvalsh(with_sign)[:, 0],
-                ],
-                -1,
-            ),
-        ],
-        -1,
-    )
-    return torch.cat([closed.asinh(), kept], -1).to(dtype), pair.to(dtype), graph.to(dtype)
+    nodes, pairs, graphs = [], [], []
+    for name in [each for each in SPECTRA if each in spectra]:
+        if name == "walks":
+            walks = _walks(weight)
+            closed = walks.diagonal(dim1=1, dim2=2).transpose(1, 2)
+            nodes.append(closed.asinh())
+            pairs.append(walks[..., [1, 2, N_WALK + 1, N_WALK + 2]].asinh())
+            graphs.append(closed.sum(1).asinh())
+            continue
+        if name == "magnetic_laplacian":
+            heat = heat_kernel(magnetic_laplacian(weight), HEAT_TIME)
+            parts = [heat.real, heat.imag]
+        else:
+            operator = laplacian(weight) if name == "laplacian" else signed_laplacian(weight)
+            parts = [heat_kernel(operator, HEAT_TIME)]
+            graphs.append(_extremes(operator, name))
+        nodes.append(parts[0].diagonal(dim1=-2, dim2=-1)[..., None])
+        pairs.append(torch.stack(parts, -1))
+    empty = weight.new_zeros(len(weight), 0)
+    joined = torch.cat(nodes, -1), torch.cat(pairs, -1), torch.cat([empty, *graphs], -1)
+    node, pair, graph = (t.to(adjacency.dtype) for t in joined)
+    return node, pair, graph
+
+
+def _walks(weight: Tensor) -> Tensor:
+    """Signed walks of 1 to :data:`N_WALK` steps, then unsigned ones, in the last axis."""
+    signed, unsigned = [weight], [weight.abs()]
+    for _ in range(N_WALK - 1):
+        signed.append(signed[-1] @ weight)
+        unsigned.append(unsigned[-1] @ weight.abs())
+    return torch.stack([*signed, *unsigned], -1)
+
+
+def _extremes(operator: Tensor, name: str) -> Tensor:
+    """Components, connectivity and largest eigenvalue, or the smallest of the signed Laplacian."""
+    values = torch.linalg.eigvalsh(operator)
+    if name == "signed_laplacian":
+        return values[:, :1]
+    n_component = (values < 1e-6).to(values.dtype).sum(-1)
+    connected = values[:, 1] if values.shape[1] > 1 else torch.zeros_like(n_component)
+    return torch.stack([n_component, connected, values[:, -1]], -1)
 
 
 def n_components(adjacency: Tensor) -> Tensor:

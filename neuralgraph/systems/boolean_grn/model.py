@@ -133,7 +133,8 @@ class GRNClassifier(nn.Module):
         n_pair: Width of pair states.
         n_walk: Width of two-step walks.
         n_layer: Layers.
-        use_spectral: Spectral features (see :mod:`.features`).
+        spectra: Operators whose spectral features are used, some of
+            :data:`~neuralgraph.systems.boolean_grn.features.SPECTRA`, or none.
         use_dynamics: Soft dynamics from many starts (see :mod:`.dynamics`); without them nothing
             is simulated inside the network.
         use_relations: Comparison of resting states of one slice.
@@ -155,7 +156,7 @@ class GRNClassifier(nn.Module):
         n_pair: Count,
         n_walk: Count,
         n_layer: Count,
-        use_spectral: bool,
+        spectra: list[str],
         use_dynamics: bool,
         use_relations: bool,
         use_interventions: bool,
@@ -168,14 +169,14 @@ class GRNClassifier(nn.Module):
         self.settings = dynamics.DynamicsSettings(
             n_start, n_step, n_window, use_relations, use_interventions
         )
-        self.blocks = ("spectral",) * use_spectral + ("dynamics",) * use_dynamics
+        self.spectra = tuple(name for name in features.SPECTRA if name in spectra)
+        # rows with other spectra have blocks of other names, so that cached ones cannot be mixed up
+        self.blocks = (" ".join(self.spectra),) * bool(spectra) + ("dynamics",) * use_dynamics
         self.n_hidden, self.n_pair = n_hidden, n_pair
         self.register_buffer("tau", torch.tensor(float(tau)))
-        n_node, n_edge, n_graph = features.N_NODE_STRUCTURE, features.N_PAIR_STRUCTURE, 0
-        if use_spectral:
-            n_node += features.N_NODE_SPECTRAL
-            n_edge += features.N_PAIR_SPECTRAL
-            n_graph += features.N_GRAPH_SPECTRAL
+        n_node, n_edge, n_graph = features.n_spectral(spectra)
+        n_node += features.N_NODE_STRUCTURE
+        n_edge += features.N_PAIR_STRUCTURE
         shown = dynamics.n_statistics(self.settings)
         if use_dynamics:
             n_node, n_edge, n_graph = (
@@ -282,10 +283,10 @@ class GRNClassifier(nn.Module):
             found = []
             for part in chosen.split(512):
                 own = adjacency[part, :size, :size]
-                if name == "spectral":
-                    node, pair, graph = features.spectral(own)
-                else:
+                if name == "dynamics":
                     node, pair, graph = dynamics.statistics(own, self.settings, tau)
+                else:
+                    node, pair, graph = features.spectral(own, self.spectra)
                 found.append(Features(node, pair, graph))
             joined = Features(
                 *(torch.cat([getattr(f, k) for f in found]) for k in ("node", "pair", "graph"))

@@ -18,7 +18,8 @@ SMALL: dict[str, Any] = {
     "fold": None,
 }  # fmt: skip
 ROW: dict[str, Any] = {
-    "n_hidden": 16, "n_pair": 8, "n_walk": 4, "n_layer": 2, "use_spectral": True,
+    "n_hidden": 16, "n_pair": 8, "n_walk": 4, "n_layer": 2,
+    "spectra": ["walks", "laplacian", "signed_laplacian", "magnetic_laplacian"],
     "use_dynamics": True, "use_relations": True, "use_interventions": True, "n_start": 32,
     "n_step": 40, "n_window": 12, "tau": 10.0,
 }  # fmt: skip

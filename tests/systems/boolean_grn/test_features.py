@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn import features
 from neuralgraph.systems.boolean_grn.circuit import random_circuits
@@ -31,13 +32,31 @@ def test_node_features_obey_f_of_PtGP_is_P_f_of_G(n):
     assert torch.equal(node[:, order], node_)
     assert torch.equal(pair[:, order][:, :, order], pair_)
     node, pair, graph = features.spectral(adjacency)
-    assert node.shape[-1] == features.N_NODE_SPECTRAL
-    assert pair.shape[-1] == features.N_PAIR_SPECTRAL
-    assert graph.shape[-1] == features.N_GRAPH_SPECTRAL
+    shown = node.shape[-1], pair.shape[-1], graph.shape[-1]
+    assert shown == features.n_spectral(features.SPECTRA)
     node_, pair_, graph_ = features.spectral(turned)
     assert torch.allclose(node[:, order], node_, atol=1e-6)
     assert torch.allclose(pair[:, order][:, :, order], pair_, atol=1e-6)
     assert torch.allclose(graph, graph_, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", features.SPECTRA)
+def test_each_spectrum_alone_is_its_part_of_all_of_them(name):
+    adjacency = drawn(10, 5)
+    alone = features.spectral(adjacency, [name])
+    assert tuple(t.shape[-1] for t in alone) == features.n_spectral([name])
+    first = list(features.SPECTRA[: features.SPECTRA.index(name)])
+    for own, every, skip in zip(
+        alone, features.spectral(adjacency), features.n_spectral(first), strict=True
+    ):
+        assert torch.equal(own, every[..., skip : skip + own.shape[-1]])
+
+
+def test_spectra_that_are_not_known_are_refused():
+    with pytest.raises(ConfigError, match="there is no spectrum 'laplace': known are walks, lap"):
+        features.n_spectral(["laplace"])
+    with pytest.raises(ConfigError, match="'walks' is named twice"):
+        features.n_spectral(["walks", "laplacian", "walks"])
 
 
 def test_zero_eigenvalues_of_the_laplacian_count_the_components():

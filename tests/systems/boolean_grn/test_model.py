@@ -9,6 +9,8 @@ from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.boolean_grn.circuit import SignedCircuit, random_circuits
 from neuralgraph.systems.boolean_grn.dataset import GRNBatch, circuit_batch, pyg_batch
+from neuralgraph.systems.boolean_grn.features import SPECTRA
+from neuralgraph.systems.boolean_grn.model import GRNRows
 
 
 def drawn(n_circuit: int, n_gene: int) -> torch.Tensor:
@@ -74,6 +76,21 @@ def test_large_batches_are_taken_in_parts_and_cached_features_change_nothing(mod
     assert torch.allclose(parts, plain, atol=1e-4)
 
 
+def test_rows_with_other_spectra_do_not_share_their_cached_features(learning, small):
+    few = {**learning.ROW, "spectra": ["laplacian"], "use_dynamics": False}
+    generator = torch.Generator().manual_seed(0)
+    model = GRNRows(
+        small[2].spec, generator=generator, informed=learning.ROW, structure=few, explorer=None
+    )
+    index = small[2].starts(1)[:20]
+    cached = small[2].described(model.describe, model.key).batch(index)
+    assert cached.features is not None and len(cached.features) == 3
+    with torch.no_grad():
+        for row in model.rows:
+            plain = model.row(row)(small[2].batch(index)).logits
+            assert torch.allclose(model.row(row)(cached).logits, plain, atol=1e-5)
+
+
 def test_another_temperature_makes_cached_features_useless(model, small):
     data = small[2].described(model.describe, model.key)
     batch = data.batch(data.starts(1)[:20])
@@ -88,10 +105,15 @@ def test_another_temperature_makes_cached_features_useless(model, small):
 
 
 @pytest.mark.parametrize(
-    "switch", ["use_spectral", "use_dynamics", "use_relations", "use_interventions"]
+    "switch",
+    [
+        {"spectra": []},
+        *({"spectra": [name for name in SPECTRA if name != left_out]} for left_out in SPECTRA),
+        *({f"use_{part}": False} for part in ("dynamics", "relations", "interventions")),
+    ],
 )
 def test_every_part_can_be_switched_off(learning, small, switch):
-    model = learning.rows(small[2].spec, structure=False, **{switch: False})
+    model = learning.rows(small[2].spec, structure=False, **switch)
     batch = small[2].batch(small[2].starts(1)[:8])
     terms = learning.objective()(model, batch)
     assert torch.isfinite(terms.total)
@@ -111,7 +133,7 @@ def test_the_structure_row_simulates_nothing(model, monkeypatch):
 
 
 def test_gradients_reach_relaxed_adjacency_through_the_dynamics(learning, small):
-    model = learning.rows(small[2].spec, structure=False, use_spectral=False, tau=2.0)
+    model = learning.rows(small[2].spec, structure=False, spectra=[], tau=2.0)
     adjacency = (0.7 * drawn(4, 3)).requires_grad_()
     model.row("informed")(GRNBatch(adjacency, torch.full((4,), 3))).logits.sum().backward()
     assert adjacency.grad is not None and adjacency.grad.abs().max() > 0
