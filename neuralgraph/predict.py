@@ -29,6 +29,8 @@ def task(cfg: DictConfig) -> None:
     folder, model, data = load(cfg.checkpoint)
     answer = predict(model, data, str(cfg.perturbation), cell_type=cfg.cell_type)
     rows = answer.rows()
+    if cfg.n_top > len(rows):
+        raise ConfigError(f"n_top={cfg.n_top}, but {len(rows)} genes are predicted: lower it")
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()

@@ -41,10 +41,15 @@ KERNEL: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 RESIDUAL: dict[str, tuple[str, ...]] = {
-    "simulated": ("+experiment=hyperbolic_response_simulated", "dataset.n_control_split=1"),
+    "simulated": (
+        "+experiment=hyperbolic_response_simulated", "dataset.n_control_split=1",
+        "simulator.n_gene=100", "simulator.n_single=24", "simulator.n_double=60",
+        "dataset.n_fold=3",
+    ),
     "papalexi": ("+experiment=hyperbolic_response_papalexi", "dataset.n_control_split=1"),
     "norman": ("+experiment=hyperbolic_response_unseen", "dataset.n_control_split=1"),
-}
+}  # fmt: skip
+KEPT = ("kept_error", "kept_pearson")
 MANIFOLDS = ("lorentz", "euclidean")
 N_BOOTSTRAP = 5000
 
@@ -174,24 +179,30 @@ def residual(options: argparse.Namespace) -> None:
                 session = Session(model, data, parts.loss, optimizer=parts.optimizer, seed=seed)
                 parts.loop(session)
                 model.eval()
+                anything = cast(Any, model)
                 with torch.no_grad():
-                    asked = Builder(data, cast(Any, model.settings)).test().to("cpu", torch.float32)
-                    found = model(asked)
-                error, score, names = [], [], []
+                    asked = Builder(data, anything.settings).test().to("cpu", torch.float32)
+                    found = anything(asked)
+                    # weights at the end of descent, whether validation kept them or not
+                    last = found.base + anything.members(asked).mean(2)
+                    curvature = anything.curvature(dict(anything.weight.items()))
+                row: dict[str, list[float]] = {k: [] for k in ("error", "pearson", *KEPT)}
+                names: list[str] = []
                 for f, fold in enumerate(data.folds):
                     n = fold.test.n_condition
                     measured = fold.test.delta_disjoint.double()
-                    ours = found.ungated[1, f, :n].double()
-                    base = found.base[1, f, :n].double()
-                    left = (base - measured).square().sum(1)
-                    error += ((ours - measured).square().sum(1) / left).tolist()
-                    score += correlation(ours, measured)
+                    left = (found.base[1, f, :n].double() - measured).square().sum(1)
+                    for said, keys in ((last, ("error", "pearson")), (found.delta, KEPT)):
+                        ours = said[1, f, :n].double()
+                        row[keys[0]] += ((ours - measured).square().sum(1) / left).tolist()
+                        row[keys[1]] += correlation(ours, measured)
                     names += list(fold.test.names)
                 write(
                     options.out,
                     what="residual", data=options.data, manifold=manifold, dim=dim, seed=seed,
-                    error=error, pearson=score, names=names, epochs=options.epochs,
+                    **row, names=names, epochs=options.epochs,
                     n_parameter=sum(p.numel() for p in model.parameters()),
+                    curvature=curvature.tolist(), descent_kept=anything.descent_kept(),
                     seconds=time.process_time() - began,
                 )  # fmt: skip
 

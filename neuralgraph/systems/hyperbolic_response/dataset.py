@@ -17,7 +17,10 @@ from neuralgraph.systems.hyperbolic_response.gene_graph import (
     GraphSource,
     make_graph,
 )
-from neuralgraph.systems.hyperbolic_response.labels import refuse_unequal_weights
+from neuralgraph.systems.hyperbolic_response.labels import (
+    refuse_other_recordings,
+    refuse_unequal_weights,
+)
 from neuralgraph.systems.hyperbolic_response.prepare import (
     log_normalise,
     variable_genes,
@@ -335,16 +338,8 @@ class ResponseData:
         graph_bridges: Natural,
         allow_isolated: bool,
     ) -> None:
+        refuse_other_recordings(recording)
         facts = recording.provenance
-        lacking = [key for key in ("conditions", "targets", "expression") if key not in facts]
-        lacking += [
-            key for key in ("condition", "cell_type", "batch") if key not in recording.graph
-        ]
-        if lacking:
-            raise DataError(
-                f"this recording is no perturbation screen (it lacks {', '.join(lacking)}): take "
-                "simulator=perturb_screen_simulated, norman19, papalexi21 or perturb_screen"
-            )
         conditions: list[str] = list(facts["conditions"])
         targets: list[tuple[str, ...]] = [tuple(t) for t in facts["targets"]]
         refuse_unequal_weights(facts)

@@ -339,6 +339,11 @@ class ResponseEvaluator:
             ]
             card.add(f"coverage_90{suffix}", float(torch.stack(inside).double().mean()))
         card.add("descent_kept", model.descent_kept())
+        curvature = model.kept_curvature()
+        if curvature == curvature and model.space.name != "euclidean":
+            card.add("curvature", curvature)
+        else:
+            card.skip("curvature", "no descent was kept, or the space is flat")
         card.add("n_test_perturbations", int(at.sum()))
         card.add("n_test_perturbations_all", len(at))
         card.add("n_gene_scored", len(judged.genes))

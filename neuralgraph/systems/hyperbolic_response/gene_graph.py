@@ -220,21 +220,30 @@ def given_graph(names: Sequence[str], given: Mapping[str, Tensor]) -> GeneGraph:
     """The graph that a simulator reveals: ``edge_index``, ``edge_weight``, ``edge_sign``.
 
     Raises:
-        DataError: it revealed none.
+        DataError: it revealed none, or one that does not fit the measured genes.
     """
     if "edge_index" not in given:
         raise DataError(
             "dataset.graph=simulator needs a simulator that reveals its graph: set "
             "prior.graph=true, or take another graph (trrust, string, correlation)"
         )
-    return GeneGraph(
-        tuple(names),
-        given["edge_index"],
-        given["edge_weight"].float(),
-        given["edge_sign"].float(),
-        True,
-        "the simulator's own",
-    )
+    index, weight, sign = (given[f"edge_{key}"] for key in ("index", "weight", "sign"))
+    if index.ndim != 2 or index.shape[0] != 2:
+        raise DataError(
+            f"the simulator's edge_index must be (2, n_edge), got {tuple(index.shape)}: give "
+            "source and target of each edge, not an adjacency matrix"
+        )
+    if {tuple(weight.shape), tuple(sign.shape)} != {(index.shape[1],)}:
+        raise DataError(
+            f"the simulator's graph has {index.shape[1]} edges, but edge_weight "
+            f"{tuple(weight.shape)} and edge_sign {tuple(sign.shape)}: give one number an edge"
+        )
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(names):
+        raise DataError(
+            f"the simulator's graph has nodes {int(index.min())} to {int(index.max())}, but "
+            f"{len(names)} genes are measured: nodes are their columns, 0 to {len(names) - 1}"
+        )
+    return GeneGraph(tuple(names), index, weight.float(), sign.float(), True, "the simulator's own")
 
 
 def correlation_graph(

@@ -22,6 +22,7 @@ RESPONSE = {
     "residual_gate": "share of the learned residual that validation keeps, 0: the baseline alone",
     "residual_gate_disjoint": "the same, learned from half of the controls",
     "descent_kept": "share of forms x folds whose weights are of descent; else geometry is unused",
+    "curvature": "mean of the (learned) curvatures of the models whose descent was kept",
     "pearson_delta_ungated": "Pearson delta with the whole residual, shared controls",
     "pearson_delta_ungated_disjoint": "the same, disjoint controls",
     "coverage_90": "share of measured responses inside the 90 % prediction interval",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralgraph.core.errors import DataError, nearest
+from neuralgraph.core.recording import Recording
 
 CONTROL_NAMES = (
     "control",
@@ -152,6 +153,23 @@ def read_target_map(path: Path) -> dict[str, dict[str, float]]:
             else:
                 found[str(key)] = dict(zip(genes, rows[weight].tolist(), strict=False))
     return {str(label): _weights(str(label), entry, path) for label, entry in found.items()}
+
+
+def refuse_other_recordings(recording: Recording) -> None:
+    """Refuse a recording that is no perturbation screen.
+
+    Raises:
+        DataError: says what it lacks.
+    """
+    lacking = [
+        key for key in ("conditions", "targets", "expression") if key not in recording.provenance
+    ]
+    lacking += [key for key in ("condition", "cell_type", "batch") if key not in recording.graph]
+    if lacking:
+        raise DataError(
+            f"this recording is no perturbation screen (it lacks {', '.join(lacking)}): take "
+            "simulator=perturb_screen_simulated, norman19, papalexi21 or perturb_screen"
+        )
 
 
 def refuse_unequal_weights(facts: Mapping[str, Any]) -> None:

@@ -10,11 +10,22 @@ from torch import Tensor, nn
 
 from neuralgraph.core.bounds import Count, Natural, Positive
 from neuralgraph.core.errors import ConfigError, nearest
-from neuralgraph.nn.hyperbolic import ManifoldName, geometry
+from neuralgraph.nn.hyperbolic import (
+    ManifoldName,
+    bounded_curvature,
+    free_curvature,
+    geometry,
+)
 from neuralgraph.systems.hyperbolic_response.baselines import PREDICTORS
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseSpec
 from neuralgraph.systems.hyperbolic_response.metrics import pearson
-from neuralgraph.systems.hyperbolic_response.tasks import FEATURES, N_SCALAR, Tasks, TaskSettings
+from neuralgraph.systems.hyperbolic_response.tasks import (
+    FEATURES,
+    N_SCALAR,
+    Tasks,
+    TaskSettings,
+    n_state,
+)
 
 GROUPS = ("full", "partial")
 """Questions all of whose genes were perturbed alone, and the others: chosen for apart."""
@@ -67,8 +78,12 @@ class ResponseModel(nn.Module):
     Perturbations are **embedded** by graph convolutions on the gene graph on the chosen manifold;
     z_S is the midpoint of the perturbed genes. Weights w and h are read off a symmetric code of S:
     the sum over genes of their embeddings plus a bilinear **interaction** over pairs, their
-    distance, and scalars of the question. Curvature is 1: a temperature and the scale of the
-    embedding are learned, which says the same, and no number is shared between folds.
+    distance, scalars of the question, and where its **cell type** lies among the others (principal
+    coordinates of the controls; none for one cell type).
+
+    The **curvature** is 1 or learned, for each single model apart: no number is shared between
+    folds. Computations run in the space of curvature 1 on :math:`\sqrt c` times the tangent
+    vectors, whose distances are :math:`\sqrt c` times those of curvature c.
 
     All forms (references to controls), folds and members of the ensemble are trained side by side
     as one batch; none feels another. The value at the start is subtracted, so that the residual
@@ -87,6 +102,8 @@ class ResponseModel(nn.Module):
             conditions, on which the gate is chosen.
         n_control_split: Cuts of the controls, as in the data.
         init_std: Spread of the embeddings at the start.
+        learnable_curvature: Learn c, from 1, within ``CURVATURE_BOUNDS``; in the Euclidean space
+            the number is kept, so that parameters are counted alike, with nothing to act on.
     """
 
     gate: Tensor
@@ -106,6 +123,7 @@ class ResponseModel(nn.Module):
         n_member: Count,
         n_control_split: Count,
         init_std: Positive,
+        learnable_curvature: bool,
     ) -> None:
         super().__init__()
         if baseline not in PREDICTORS:
@@ -141,13 +159,15 @@ class ResponseModel(nn.Module):
         weights["single"] = draw(dim, n_hidden, scale=dim**-0.5)
         weights["left"] = draw(dim, n_hidden, scale=dim**-0.5)
         weights["right"] = draw(dim, n_hidden, scale=dim**-0.5)
-        weights["number"] = draw(N_SCALAR + 1, n_hidden, scale=0.3)
+        weights["number"] = draw(N_SCALAR + n_state(spec.n_context) + 1, n_hidden, scale=0.3)
         weights["bias"] = draw(n_hidden, scale=0.3)
         weights["direction"] = draw(n_hidden, n_feature, scale=n_hidden**-0.5)
         weights["constant"] = draw(n_feature, scale=0.1)
         weights["loading"] = draw(n_hidden, n_loading, scale=n_hidden**-0.5)
         weights["borrow"] = draw(1, scale=0.1)
         weights["temperature"] = draw(1, scale=0.1)
+        if learnable_curvature:
+            weights["curvature"] = nn.Parameter(torch.full((m, 1), free_curvature(1.0)))
         self.weight = nn.ParameterDict(weights)
         for name, value in weights.items():
             self.register_buffer(f"start_{name}", value.detach().clone())
@@ -176,7 +196,7 @@ class ResponseModel(nn.Module):
         now = self._code(tasks, dict(self.weight.items()) if weight is None else weight)
         direction, loading, borrowed = (a - b for a, b in zip(now, before, strict=True))
         residual = torch.einsum("vfmtk,vftgk->vfmtg", direction, tasks.feature)
-        residual = residual + torch.einsum("vfmtl,vfgl->vfmtg", loading, tasks.loading)
+        residual = residual + torch.einsum("vfmtl,vfmgl->vfmtg", loading, tasks.loading)
         return residual + torch.einsum("vfmtc,vfcg->vfmtg", borrowed, tasks.value)
 
     def _before(self, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +222,9 @@ class ResponseModel(nn.Module):
         """Weights of directions, of principal directions and of borrowed responses."""
         points = self.embed(weight)  # (B, P, coordinates), B = forms x folds x members
         shape = (self.n_form, self.n_fold, self.n_member)
-        tangent = self.space.logmap0(points).unflatten(0, shape)
+        root = self._root_curvature(weight)  # (B, 1, 1)
+        tangent = (self.space.logmap0(points) / root).unflatten(0, shape)
+        root = root.unflatten(0, shape)
         hot = tasks.hot[None, :, None]  # (1, F, 1, T, P)
 
         def project(name: str) -> Tensor:
@@ -213,7 +235,7 @@ class ResponseModel(nn.Module):
         pair = left * right - own  # over ordered pairs of different genes: symmetric
         spot = self._midpoint(points, tasks.hot, shape)  # (V, F, M, T, coordinates)
         key = self._midpoint(points, tasks.value_hot, shape)
-        apart = self._apart(points, tasks.hot, shape)
+        apart = self._apart(points, tasks.hot, shape) / root[..., 0]
         number = torch.cat(
             [
                 tasks.scalar[:, :, None].expand(*shape, *tasks.scalar.shape[2:]),
@@ -230,7 +252,7 @@ class ResponseModel(nn.Module):
         constant = weight["constant"].unflatten(0, shape)[..., None, :]
         direction = code @ weight["direction"].unflatten(0, shape) + constant
         loading = code @ weight["loading"].unflatten(0, shape)
-        distance = self.space.dist(spot[..., :, None, :], key[..., None, :, :])
+        distance = self.space.dist(spot[..., :, None, :], key[..., None, :, :]) / root
         temperature = nn.functional.softplus(weight["temperature"].unflatten(0, shape))
         is_open = tasks.is_open[None, :, None]
         score = (-distance / (0.1 + temperature[..., None])).masked_fill(~is_open, -1e9)
@@ -241,12 +263,26 @@ class ResponseModel(nn.Module):
         amount = nn.functional.softplus(weight["borrow"].unflatten(0, shape))[..., None]
         return direction, loading, amount * (alpha - uniform * is_single)
 
+    def curvature(self, weight: dict[str, Tensor]) -> Tensor:
+        """Curvature c of every single model, ``(n_model,)``; 1 where it is not learned."""
+        if "curvature" not in weight or self.space.name == "euclidean":
+            return torch.ones(self.n_model).to(weight["embed"])
+        return bounded_curvature(weight["curvature"][:, 0])
+
+    def _root_curvature(self, weight: dict[str, Tensor]) -> Tensor:
+        """Square roots of the curvatures, ``(n_model, 1, 1)``."""
+        return self.curvature(weight).sqrt()[:, None, None]
+
     def embed(self, weight: dict[str, Tensor] | None = None) -> Tensor:
-        """Points of the perturbed genes, ``(n_model, P, coordinates(dim))``."""
+        r"""Points of the perturbed genes, ``(n_model, P, coordinates(dim))``.
+
+        In the space of curvature 1, where distances are :math:`\sqrt c` times the model's own.
+        """
         weight = dict(self.weight.items()) if weight is None else weight
         code = cast(Tensor, self.node_code)
         edge, strength = cast(Tensor, self.edge_index), cast(Tensor, self.edge_weight)
-        points = self.space.expmap0(code.to(weight["embed"].dtype) @ weight["embed"])
+        root = self._root_curvature(weight)
+        points = self.space.expmap0(root * (code.to(weight["embed"].dtype) @ weight["embed"]))
         for layer in range(self.n_layer):
             tangent = self.space.logmap0(points) @ weight[f"mix{layer}"]
             mixed = self.space.midpoint_edges(
@@ -300,6 +336,12 @@ class ResponseModel(nn.Module):
         """Share of forms and folds where descent was kept for some group: geometry plays a role."""
         models = self.descended().any(0).reshape(self.n_form * self.n_fold, self.n_member)
         return float(models.any(1).double().mean())
+
+    @torch.no_grad()
+    def kept_curvature(self) -> float:
+        """Mean curvature where descent was kept; NaN where it was kept nowhere."""
+        every = torch.stack([self.curvature(self.kept(group)) for group in GROUPS])
+        return float(every[self.descended()].double().mean())
 
     def chosen(self, tasks: Tasks) -> Tensor:
         """Residual of every member with the kept weights of each question's group."""

@@ -3,9 +3,9 @@
 A test condition is predicted from the training conditions of its fold. To learn what such a
 prediction lacks, every training condition is asked for in the same way: it is taken out of what
 is known, the closed-form baseline is made without it, and what is left over is the residual to be
-learned. One thing is shared by all questions of a fold and made once, of all its training
-conditions, the one asked for included: the principal directions (``Tasks.loading``). Held-out
-errors of training conditions, by which weights and gate are chosen, are flattered by as much.
+learned. Principal directions (``Tasks.loading``) are made once for each member of the ensemble,
+without the conditions it never learns from: what a member is validated on is in none of its own.
+It still is among what the member's other questions may know.
 Nothing of a test condition enters anything but the names of its genes.
 """
 
@@ -48,7 +48,9 @@ DIRECTION_SETS = ((2, 3), (4, 5), (6, 7, 8), (9, 10), (11, 12), (0, 1), tuple(ra
 """Columns of ``FEATURES`` that are tried together: the own gene, the graph, the parts of a pair,
 classical epistasis, other means, shrinkage, everything."""
 N_SCALAR = 5
-"""Numbers that describe a question as a whole, ``Tasks.scalar``."""
+"""Numbers that describe a question as a whole, ``Tasks.scalar``, before those of the cell type."""
+N_STATE = 3
+"""Coordinates of a cell type at most, see :func:`cell_states`."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,15 @@ class Tasks:
         base: Closed-form baseline, ``(V, F, T, G)``.
         target: Measured response, the same shape; 0 for test questions.
         feature: Directions of the residual, ``(V, F, T, G, K)``.
-        scalar: Numbers of the question as a whole, ``(V, F, T, N_SCALAR)``.
+        scalar: Numbers of the question as a whole and of its cell type,
+            ``(V, F, T, N_SCALAR + n_state)``.
         value: Responses (of single genes) or departures from additivity (of combinations) of the
             other training conditions, ``(V, F, C, G)``, what attention mixes.
         value_hot: Their perturbed genes, ``(F, C, P)``.
         is_open: Which of them a question may look at, ``(F, T, C)`` bool.
         hot: Perturbed genes of the questions, ``(F, T, P)``.
-        loading: Orthonormal directions of the responses of all training conditions, questions
-            among them included, ``(V, F, G, L)``.
+        loading: Orthonormal directions of the responses in training, for each member those of the
+            conditions it may learn from, ``(V, F, M, G, L)``.
         weight: 1 / mean squared residual of the baseline, 0 for padding, ``(V, F, T)``.
         noise: Sampling variance of a measured response, ``(V, F, G)``.
         is_full: Whether every gene of a question was perturbed alone, ``(F, T)`` bool.
@@ -174,6 +177,27 @@ def _control_variance(fold: Fold, n_context: int, form: int) -> Tensor:
     return torch.stack(found)
 
 
+def n_state(n_context: int) -> int:
+    """Coordinates that tell ``n_context`` cell types apart: 0 for one."""
+    return min(n_context - 1, N_STATE)
+
+
+def cell_states(control: Tensor) -> Tensor:
+    """Where each cell type lies among the others, from its unperturbed cells.
+
+    Args:
+        control: Mean expression of the controls by cell type, ``(K, G)``.
+
+    Returns:
+        Principal coordinates of the centred rows, root mean square 1 for the first,
+        ``(K, n_state(K))``.
+    """
+    n = n_state(len(control))
+    left, size, _ = torch.linalg.svd(control - control.mean(0), full_matrices=False)
+    at = left[:, :n] * size[:n]
+    return at * len(control) ** 0.5 / size[:1].clamp_min(1e-9)
+
+
 def measured_column(data: ResponseData, fold: Fold) -> Tensor:
     """Column of each perturbed gene among the response genes of a fold, -1 for none, ``(P,)``."""
     place = {name: i for i, name in enumerate(fold.gene_names)}
@@ -211,12 +235,17 @@ class Builder:
         ]
         self.rows = [self._asked_rows(fold) for fold in range(len(data.folds))]
         """Known conditions that serve as questions, by fold."""
+        self.loadings = [
+            [self._loadings(fold, form) for fold in range(len(data.folds))]
+            for form in range(self.n_form)
+        ]
+        """Principal directions of each member, ``(M, G, L)``, by form and fold."""
 
     def _known(self, fold: Fold, form: int) -> Known:
         known = known_conditions(fold, form)
         return replace(known, gene_of=measured_column(self.data, fold))
 
-    def _inner(self, fold: int, form: int) -> tuple[Known, Tensor]:
+    def inner(self, fold: int, form: int) -> tuple[Known, Tensor]:
         """What training questions may know, and the measured responses ``(K, G)`` they ask for.
 
         In a disjoint form the prediction half of the controls is cut once more: one part for what
@@ -242,7 +271,7 @@ class Builder:
         )
         return inner, mean - other
 
-    def _hidden(self, fold: int, asked: Tensor, context: int) -> Tensor:
+    def hidden(self, fold: int, asked: Tensor, context: int) -> Tensor:
         """Known conditions ``(K,)`` that a question may not know, as none of a test does.
 
         The perturbation itself in every cell type, with a gene asked for alone all that touch it;
@@ -259,10 +288,25 @@ class Builder:
         chosen = [i for i in range(len(order)) if int(order[i]) in self.orders[fold]]
         return chosen if len(chosen) > 1 else list(range(len(order)))
 
-    def training(self) -> Tasks:
-        """Every training condition of the kind that is tested, its response taken out of what is
-        known (but not out of ``Tasks.loading``).
+    def _loadings(self, fold: int, form: int) -> Tensor:
+        """Directions of the conditions that no question of a member's own share may not know.
+
+        Of training and test the same ones: a direction made anew would come with any sign.
         """
+        known = self.inner(fold, form)[0]
+        n_member, n_loading = self.settings.n_chunk, self.settings.n_loading
+        is_open = torch.ones(n_member, len(known.hot), dtype=torch.bool)
+        for t, row in enumerate(self.rows[fold]):
+            hidden = self.hidden(fold, known.hot[row], int(known.context[row]))
+            is_open[t % n_member] &= ~hidden
+        found = known.delta.new_zeros(n_member, known.delta.shape[1], n_loading)
+        for m in range(n_member):
+            vectors = _principal(known.delta[is_open[m]], n_loading)
+            found[m, :, : vectors.shape[1]] = vectors
+        return found
+
+    def training(self) -> Tasks:
+        """Every training condition of the kind that is tested; what is known lacks its response."""
         rows = self.rows
         if max(map(len, rows)) < 2:
             raise DataError("fewer than two training conditions: nothing to learn a residual from")
@@ -292,17 +336,18 @@ class Builder:
         keys = [self._keys(f, hot[f]) for f in range(n_fold)]
         n_key = max(max(map(len, keys)), 1)
         n_gene, n_pert, n_feature = spec.n_gene, spec.n_perturbation, len(FEATURES)
-        n_loading = min(self.settings.n_loading, n_gene, min(len(k.delta) for k in self.known[0]))
         zeros = torch.zeros
         double = torch.float64
         base = zeros(n_form, n_fold, width, n_gene, dtype=double)
         target, feature = base.clone(), zeros(*base.shape, n_feature, dtype=double)
-        scalar = zeros(n_form, n_fold, width, N_SCALAR, dtype=double)
+        state = n_state(spec.n_context)
+        scalar = zeros(n_form, n_fold, width, N_SCALAR + state, dtype=double)
         value = zeros(n_form, n_fold, n_key, n_gene, dtype=double)
         value_hot = zeros(n_fold, n_key, n_pert, dtype=double)
         is_open = zeros(n_fold, width, n_key, dtype=torch.bool)
         all_hot = zeros(n_fold, width, n_pert, dtype=double)
-        loading = zeros(n_form, n_fold, n_gene, self.settings.n_loading, dtype=double)
+        n_member = self.settings.n_chunk
+        loading = zeros(n_form, n_fold, n_member, n_gene, self.settings.n_loading, dtype=double)
         weight = zeros(n_form, n_fold, width, dtype=double)
         noise = zeros(n_form, n_fold, n_gene, dtype=double)
         is_full, is_real = (zeros(n_fold, width, dtype=torch.bool) for _ in range(2))
@@ -313,31 +358,31 @@ class Builder:
             value_hot[f, :n_here] = first.hot[keys[f]]
             all_hot[f, :n] = hot[f]
             is_real[f, :n] = True
-            chunk[f, :n] = torch.arange(n) % self.settings.n_chunk
+            chunk[f, :n] = torch.arange(n) % n_member
             for t in range(n):
                 asked = hot[f][t]
                 same_order = first.hot.sum(1) == asked.sum()
-                is_seen = same_order & ~self._hidden(f, asked, int(context[f][t]))
+                is_seen = same_order & ~self.hidden(f, asked, int(context[f][t]))
                 is_open[f, t, :n_here] = is_seen[keys[f]]
             for v in range(n_form):
                 known, wanted = self.known[v][f], self.known[v][f].delta
                 if rows is not None:
-                    known, wanted = self._inner(f, v)
+                    known, wanted = self.inner(f, v)
                 own = additive(known, known.hot, known.context)
                 response = torch.where(
                     (known.hot.sum(1) == 1)[:, None], known.delta, known.delta - own
                 )
                 value[v, f, :n_here] = response[keys[f]]
-                centred = known.delta - known.delta.mean(0)
-                vectors = torch.linalg.svd(centred, full_matrices=False).Vh
-                loading[v, f, :, :n_loading] = vectors[:n_loading].T
+                where = cell_states(self.known[v][f].control)
+                loading[v, f] = self.loadings[v][f]
                 noise[v, f] = known.variance.mean(0) + known.control_variance.mean(0)
                 for t in range(n):
                     here = known
                     if rows is not None:
-                        here = known.rows(~self._hidden(f, hot[f][t], int(context[f][t])))
+                        here = known.rows(~self.hidden(f, hot[f][t], int(context[f][t])))
                     question = self._question(here, hot[f][t : t + 1], context[f][t : t + 1], f, v)
-                    base[v, f, t], feature[v, f, t], scalar[v, f, t], full = question
+                    base[v, f, t], feature[v, f, t], numbers, full = question
+                    scalar[v, f, t] = torch.cat([numbers, where[int(context[f][t])]])
                     is_full[f, t] = full
                     if rows is not None:
                         target[v, f, t] = wanted[rows[f][t]]
@@ -481,6 +526,14 @@ def _pairs(pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             opposed = opposed - small * ~agree
             product = product + a * b / (a.abs() + b.abs()).clamp_min(1e-9)
     return overlap, opposed, product
+
+
+def _principal(delta: Tensor, n: int) -> Tensor:
+    """First principal directions of responses, ``(G, at most n)``; fewer where there are fewer."""
+    if len(delta) < 2:
+        return delta.new_zeros(delta.shape[1], 0)
+    vectors = torch.linalg.svd(delta - delta.mean(0), full_matrices=False).Vh
+    return vectors[: min(n, len(delta) - 1)].T
 
 
 def _direct(graph: GeneGraph) -> Tensor:

@@ -32,7 +32,7 @@ def untrained(data) -> ResponseModel:
     return ResponseModel(
         data.spec, generator=torch.Generator().manual_seed(0), manifold="euclidean",
         baseline="additive", dim=2, n_layer=0, n_hidden=3, n_loading=2, n_member=2,
-        n_control_split=data.n_control_split, init_std=0.1,
+        n_control_split=data.n_control_split, init_std=0.1, learnable_curvature=True,
     )  # fmt: skip
 
 

@@ -150,6 +150,27 @@ def test_identity_has_no_edge_and_a_simulator_must_reveal():
         given_graph(NAMES, {})
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"edge_index": torch.eye(4)}, r"must be \(2, n_edge\), got \(4, 4\)"),
+        ({"edge_index": torch.tensor([0, 1])}, r"must be \(2, n_edge\), got \(2,\)"),
+        ({"edge_weight": torch.ones(3)}, r"2 edges, but edge_weight \(3,\)"),
+        ({"edge_sign": torch.ones(2, 2)}, r"edge_sign \(2, 2\)"),
+        ({"edge_index": torch.tensor([[0, 1], [1, 4]])}, r"nodes 0 to 4, but 4 genes"),
+    ],
+)
+def test_a_revealed_graph_that_does_not_fit_the_genes_is_refused(changed, message):
+    told = {
+        "edge_index": torch.tensor([[0, 1], [1, 2]]),
+        "edge_weight": torch.ones(2),
+        "edge_sign": torch.ones(2),
+    }
+    assert given_graph(NAMES, told).n_edge == 2
+    with pytest.raises(DataError, match=message):
+        given_graph(NAMES, {**told, **changed})
+
+
 def test_an_unknown_gene_names_the_nearest():
     graph = identity_graph(("KLF1", "MAP2K6"))
     assert graph.index("MAP2K6") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -68,14 +69,14 @@ def screen(n_cell_type: int = 1):
     return recording, simulator.reveal(recording, truth, graph=True)
 
 
-def data(n_cell_type: int = 1, **options) -> PolicyValueData:
+def data(n_cell_type: int = 1, source=None, **options) -> PolicyValueData:
     settings = {
         "reward": "cell", "reference": "cell_type", "condition_on_cell_type": True,
         "seed_of_split": 0, "n_top_genes": None, "min_cells_per_gene": 3, "target_sum": 1e4,
         "max_order": None, "graph": "simulator", "graph_path": None, "graph_names_path": None,
         "graph_threshold": None, "graph_bridges": 0,
     }  # fmt: skip
-    return PolicyValueData(*screen(n_cell_type), **{**settings, **options})
+    return PolicyValueData(*(source or screen(n_cell_type)), **{**settings, **options})
 
 
 def model(spec, manifold: str = "poincare", seed: int = 0, **options) -> HyperPerturbModel:
@@ -210,15 +211,11 @@ def test_other_graphs_and_what_is_refused():
     assert subgraph(whole, whole.names[:5]).n_node == 5
     recording, given = screen()
     one = dict(recording.provenance)
+    with pytest.raises(DataError, match=r"no perturbation screen .it lacks conditions,"):
+        data(source=(replace(recording, provenance={}), given))
     one["targets"] = [t if i < 2 else [*t, "x", "y"] for i, t in enumerate(one["targets"])]
     with pytest.raises(DataError, match="2 or more to choose from"):
-        PolicyValueData(
-            type(recording)(**{**recording.__dict__, "provenance": one}), given,
-            reward="cell", reference="cell_type", condition_on_cell_type=True, seed_of_split=0,
-            n_top_genes=None, min_cells_per_gene=3, target_sum=1e4, max_order=1,
-            graph="identity", graph_path=None, graph_names_path=None, graph_threshold=None,
-            graph_bridges=0,
-        )  # fmt: skip
+        data(source=(replace(recording, provenance=one), given), max_order=1, graph="identity")
 
 
 # ---- environment and curriculum ------------------------------------------------------------------

@@ -48,3 +48,13 @@ def test_a_run_predicts_names_and_refuses_what_it_does_not_know(inside, tmp_path
     assert status == 1 and "checkpoint=DIR" in message
     status, message = inside("predict", "checkpoint=nowhere", "perturbation=G7")
     assert status == 1 and "no run" in message
+    asked = ("checkpoint=out", f"perturbation={held_out}")
+    status, message = inside("predict", *asked, "n_top=0")
+    assert status == 1 and "1 or above" in message
+    status, message = inside("predict", *asked, "n_top=1000")
+    assert status == 1 and f"{len(rows)} genes are predicted: lower it" in message
+    for name in ("checkpoints/final.pt", "config.yaml"):
+        (out / name).rename(tmp_path / "away")
+        status, message = inside("predict", *asked)
+        assert status == 1 and Path(name).name in message, message
+        (tmp_path / "away").rename(out / name)

@@ -14,6 +14,7 @@ import yaml
 
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
+from neuralgraph.nn.hyperbolic import free_curvature, geometry
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseData, _moved
 from neuralgraph.systems.hyperbolic_response.embedding import disk_map, model_distance
 from neuralgraph.systems.hyperbolic_response.loop import train_residual
@@ -21,7 +22,7 @@ from neuralgraph.systems.hyperbolic_response.loss import ResidualObjective
 from neuralgraph.systems.hyperbolic_response.model import ResponseModel, _gate
 from neuralgraph.systems.hyperbolic_response.predicting import predict
 from neuralgraph.systems.hyperbolic_response.simulator import SimulatedScreen
-from neuralgraph.systems.hyperbolic_response.tasks import Builder
+from neuralgraph.systems.hyperbolic_response.tasks import N_SCALAR, Builder, cell_states
 from neuralgraph.training.callbacks import Callback
 from neuralgraph.training.session import Session
 
@@ -37,11 +38,11 @@ def menu(group: str, stem: str, **changed: Any) -> dict[str, Any]:
 
 
 @lru_cache
-def screen(n_single: int = 12, n_double: int = 26) -> tuple[Recording, Any]:
+def screen(n_single: int = 12, n_double: int = 26, n_batch: int = 1) -> tuple[Recording, Any]:
     simulator = SimulatedScreen(
         **menu(
             "simulator", "perturb_screen_simulated", n_gene=60, n_single=n_single,
-            n_double=n_double, n_cell=40, n_control=120, n_batch=1, branching=2.0,
+            n_double=n_double, n_cell=40, n_control=120, n_batch=n_batch, branching=2.0,
         )
     )  # fmt: skip
     recording, truth = simulator.simulate(3)
@@ -55,12 +56,17 @@ def cut(recording: Recording, given: Any, **changed: Any) -> ResponseData:
 
 
 def build(
-    data: ResponseData, manifold: Any = "poincare", seed: int = 0, n_member: int = 3
+    data: ResponseData,
+    manifold: Any = "poincare",
+    seed: int = 0,
+    n_member: int = 3,
+    learnable_curvature: bool = True,
 ) -> ResponseModel:
     return ResponseModel(
         data.spec, generator=torch.Generator().manual_seed(seed), manifold=manifold,
         baseline="additive", dim=3, n_layer=1, n_hidden=6, n_loading=3, n_member=n_member,
         n_control_split=data.n_control_split, init_std=0.1,
+        learnable_curvature=learnable_curvature,
     )  # fmt: skip
 
 
@@ -248,6 +254,7 @@ def test_a_baseline_that_does_not_exist_is_refused():
         ResponseModel(
             data.spec, generator=torch.Generator(), manifold="poincare", baseline="aditive",
             dim=2, n_layer=1, n_hidden=4, n_loading=2, n_member=2, n_control_split=1, init_std=0.1,
+            learnable_curvature=True,
         )  # fmt: skip
 
 
@@ -286,9 +293,33 @@ def test_a_new_cell_type_is_asked_for_in_training_as_in_the_test():
         assert groups == [{True}, {True}], "genes are known alone from the other cell types"
         for t, row in enumerate(builder.rows[f]):
             twin = (known.hot == known.hot[row]).all(1)
-            hidden = builder._hidden(f, known.hot[row], int(known.context[row]))
+            hidden = builder.hidden(f, known.hot[row], int(known.context[row]))
             assert hidden.nonzero()[:, 0].tolist() == [row] and int(twin.sum()) == 2
             assert not training.is_open[f, t, row] and training.is_open[f, t, twin.nonzero()].any()
+
+
+def test_a_cell_type_is_where_its_controls_lie_among_the_others():
+    level = torch.zeros(4, 30, dtype=torch.float64)
+    level[1, :10], level[2, :10], level[3, 10:20] = 1.0, 1.0, 3.0
+    at = cell_states(level)
+    assert at.shape == (4, 3) and torch.allclose(at[1], at[2])
+    apart, wanted = torch.pdist(at), torch.pdist(level)  # three coordinates hold all distances
+    assert torch.allclose(apart, wanted * apart[2] / wanted[2], atol=1e-9)
+    assert cell_states(level[:1]).shape == (1, 0)
+    data = cut(*typed_screen(), split="combination")
+    model = build(data)
+    weight = dict(model.weight.items())
+    tasks = questions(model, data)
+    first = {tuple(h.tolist()): t for t, h in reversed(list(enumerate(tasks.hot[0])))}
+    pairs = [(first[tuple(h.tolist())], t) for t, h in enumerate(tasks.hot[0])]
+    a, b = next(pair for pair in pairs if pair[0] != pair[1])  # one pair of genes, two cell types
+    assert not torch.equal(tasks.scalar[0, 0, a, N_SCALAR:], tasks.scalar[0, 0, b, N_SCALAR:])
+    same = dataclasses.replace(tasks, scalar=tasks.scalar.clone())
+    same.scalar[:, :, :, :N_SCALAR] = 0.0
+    with torch.no_grad():
+        direction, loading, _ = model._code(same, weight)
+    for told in (direction, loading):
+        assert not torch.allclose(told[0, 0, :, a], told[0, 0, :, b])
 
 
 def test_a_held_out_perturbation_is_hidden_in_every_cell_type():
@@ -297,7 +328,7 @@ def test_a_held_out_perturbation_is_hidden_in_every_cell_type():
     known = builder.known[0][0]
     for row in range(len(known.hot)):
         asked = known.hot[row]
-        hidden = builder._hidden(0, asked, int(known.context[row]))
+        hidden = builder.hidden(0, asked, int(known.context[row]))
         same = (known.hot == asked).all(1)
         touched = (known.hot @ asked) > 0
         assert int(same.sum()) == 3
@@ -314,6 +345,59 @@ def test_questions_are_made_on_the_cpu_wherever_the_data_are(monkeypatch):
     there = Builder(away, settings).training()
     for field in dataclasses.fields(here):
         assert torch.equal(getattr(here, field.name), getattr(there, field.name)), field.name
+
+
+def test_what_a_member_is_validated_on_is_in_none_of_its_principal_directions(monkeypatch):
+    data = cut(*screen(), fold=0)
+    builder = Builder(data, build(data).settings)
+    before = builder.training()
+    question = 4
+    member, row = int(before.chunk[0, question]), builder.rows[0][question]
+    known = builder.known[0][0]
+    delta = known.delta.clone()
+    delta[row] = 5 * delta[row].flip(0)
+    monkeypatch.setattr(
+        Builder,
+        "_known",
+        lambda self, fold, form: dataclasses.replace(known, delta=delta),
+    )
+    after = Builder(data, build(data).settings).training()
+    assert torch.equal(before.loading[0, 0, member], after.loading[0, 0, member])
+    for other in set(range(3)) - {member}:
+        assert not torch.allclose(before.loading[0, 0, other], after.loading[0, 0, other])
+    gram = before.loading[0, 0].mT @ before.loading[0, 0]
+    assert torch.allclose(gram, torch.eye(3, dtype=gram.dtype).expand_as(gram))
+
+
+def test_principal_directions_of_the_test_are_those_of_training_sign_included():
+    data = cut(*screen(n_batch=2), fold=0, reference="batch")  # other controls, other directions
+    builder = Builder(data, build(data).settings)
+    assert torch.equal(builder.training().loading, builder.test().loading)
+    assert bool((builder.training().value != builder.test().value).any())
+
+
+@pytest.mark.parametrize("manifold", ["poincare", "lorentz", "euclidean"])
+def test_curvature_is_learned_by_each_model_apart_and_does_what_it_says(manifold):
+    data = cut(*screen(), fold=0)
+    model = build(data, manifold)
+    weight = {name: value.detach().clone() for name, value in model.weight.items()}
+    weight["curvature"].fill_(free_curvature(3.0))
+    bent = model.curvature(weight)
+    is_flat = manifold == "euclidean"
+    assert torch.allclose(bent, torch.tensor(1.0 if is_flat else 3.0))
+    space = geometry(manifold, curvature=3.0, learnable=False)
+    tangent = model.space.logmap0(model.embed(weight)) / bent.sqrt()[:, None, None]
+    points = space.expmap0(tangent.double())
+    own = model.space.dist(*model.embed(weight)[:, :2].unbind(1)) / bent.sqrt()
+    assert torch.allclose(own.double(), space.dist(points[:, 0], points[:, 1]), atol=1e-4)
+    objective = ResidualObjective(pull=0.0)
+    objective.prepare(data)
+    objective(model, objective.tasks(model)).loss.backward()
+    slope = model.weight["curvature"].grad
+    assert slope is None if is_flat else bool((slope != 0).all())
+    fixed = build(data, manifold, learnable_curvature=False)
+    assert "curvature" not in fixed.weight
+    assert torch.allclose(fixed.embed(), build(data, manifold).embed())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -17,7 +17,10 @@ from neuralgraph.systems.hyperbolic_response.gene_graph import (
     GraphSource,
     make_graph,
 )
-from neuralgraph.systems.hyperbolic_response.labels import refuse_unequal_weights
+from neuralgraph.systems.hyperbolic_response.labels import (
+    refuse_other_recordings,
+    refuse_unequal_weights,
+)
 from neuralgraph.systems.hyperbolic_response.policy_value.rewards import (
     Reward,
     easy_first,
@@ -158,6 +161,7 @@ class PolicyValueData:
         graph_threshold: Positive | None,
         graph_bridges: Natural,
     ) -> None:
+        refuse_other_recordings(recording)
         facts = recording.provenance
         values = recording.state[:, 0]
         if facts["expression"] == "counts":
