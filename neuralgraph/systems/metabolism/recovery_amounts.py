@@ -190,8 +190,8 @@ class _Row:
     def grow(self, low: Array, high: Array, least_share: float, signal: float) -> None:
         """Add the reaction that explains most, while it explains enough.
 
-        Two reactions can push each other out for ever; each is therefore taken in `MOST_TRIES` times
-        at most, which bounds the work.
+        Two reactions can push each other out for ever; each is therefore taken in ``MOST_TRIES``
+        times at most, which bounds the work.
         """
         p = self.p
         tries = np.zeros(p.n_rxn, dtype=int)

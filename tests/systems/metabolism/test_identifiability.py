@@ -16,10 +16,8 @@ from neuralgraph.core.seeding import torch_generator
 from neuralgraph.numerics.coverage import monte_carlo
 from neuralgraph.numerics.information import analyse, relative_noise, residual_noise
 from neuralgraph.systems.metabolism.dataset import MetabolismData
-from neuralgraph.systems.metabolism.identifiability import (
-    MetabolismIdentifiability,
-    integer_confidence,
-)
+from neuralgraph.systems.metabolism.identifiability import MetabolismIdentifiability
+from neuralgraph.systems.metabolism.integer_scale import integer_confidence
 from neuralgraph.systems.metabolism.kinetics import network_of_truth
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 
