@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from neuralgraph.core.bounds import NotNegative, Part, Positive
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.core.terms import Terms
-from neuralgraph.systems.boolean_grn.constraints import violations
+from neuralgraph.systems.boolean_grn.constraints import constraint_loss
 from neuralgraph.systems.boolean_grn.dataset import Features, GRNBatch
 from neuralgraph.systems.boolean_grn.model import GRNOutput, GRNRows
 
@@ -78,8 +78,9 @@ class GRNObjective:
             ]
             terms.add("coeff_contrastive", sum_of(value), c["contrastive"])
         if c["constraint"]:
-            violated = violations(batch.adjacency)
-            value = [(o.logits.softmax(-1) * violated).sum(-1).mean() for o in outputs.values()]
+            value = [
+                constraint_loss(batch.adjacency, o.logits.softmax(-1)) for o in outputs.values()
+            ]
             terms.add("coeff_constraint", sum_of(value), c["constraint"])
         if c["dynamics"]:
             shown = model.row(next(iter(outputs))).foretellable(batch)

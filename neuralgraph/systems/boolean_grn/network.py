@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -104,7 +104,8 @@ class BooleanNetwork:
                 + ", ".join(unknown[:8])
                 + (" …" if len(unknown) > 8 else ""),
             )
-        return cls(tuple(names), tuple(functions), warnings)
+        network = cls(tuple(names), tuple(functions), warnings)
+        return replace(network, warnings=warnings + network._constants_in_disguise())
 
     @classmethod
     def load(cls, path: Path | str) -> BooleanNetwork:
@@ -231,6 +232,21 @@ class BooleanNetwork:
                     "its activators and inhibitors: this network is no signed circuit"
                 )
         return SignedCircuit(signs, self.names)
+
+    def _constants_in_disguise(self) -> tuple[str, ...]:
+        """A warning for each gene whose function contradicts itself, as ``A & !A`` does."""
+        found = []
+        for gene, function in enumerate(self.functions):
+            local = self.regulators(gene)
+            if not 0 < len(local) <= N_REGULATOR_MAX:
+                continue
+            table = self._table(gene, local, function)
+            if table.all() or not table.any():
+                found.append(
+                    f"the function of {self.names[gene]} is always {int(table[0])}, whatever its "
+                    "regulators do"
+                )
+        return tuple(found)
 
     def _table(self, gene: int, local: Sequence[int], function: Expression) -> NDArray[np.bool_]:
         _check_regulators(len(local), self.names[gene])

@@ -320,6 +320,14 @@ def test_a_regulator_without_a_function_becomes_an_input_with_a_warning():
     assert (network.successors() & 4 == np.arange(8) & 4).all()
 
 
+def test_a_function_that_contradicts_itself_is_a_constant_with_a_warning():
+    network = BooleanNetwork.from_bnet("A, B & !B\nB, A | !A\nC, 1\nD, A")
+    assert network.warnings == (
+        "the function of A is always 0, whatever its regulators do",
+        "the function of B is always 1, whatever its regulators do",
+    )
+
+
 def test_influences_carry_their_signs_and_dual_ones_are_no_circuit():
     network = BooleanNetwork.from_bnet("A, (B & !C) | (!B & C)\nB, A | (A & C)\nC, 1")
     assert network.signs().tolist() == [[0, 1, 0], [2, 0, 0], [2, 0, 0]]

@@ -105,8 +105,18 @@ def test_unconnected_circuits_are_returned_where_they_are_asked_for():
 @pytest.mark.parametrize("phenotype", ["pulse_generator", "amplifier"])
 def test_a_phenotype_no_circuit_of_the_size_has_is_refused_with_the_counts(phenotype):
     task = task_of(phenotype, 2)
-    with pytest.raises(ConfigError, match=r"no circuit of 2 genes.*80 circuits.*43 oscillator"):
+    counts = r"no connected circuit of 2 genes has.*80 circuits.*43 oscillator.*n_genes=3"
+    with pytest.raises(ConfigError, match=counts):
         designed(task, evolution(task))
+
+
+@pytest.mark.parametrize(
+    ("phenotype", "n_gene"), [("toggle_switch", 2), ("adaptation", 2), ("amplifier", 3)]
+)
+def test_the_refusal_names_the_smallest_size_that_has_the_phenotype(phenotype, n_gene):
+    with pytest.raises(ConfigError, match=rf"of 1 gene has the.*\(n_genes={n_gene}\)"):
+        task_of(phenotype, 1).classes()
+    assert task_of(phenotype, n_gene).classes() is not None
 
 
 def test_bad_wishes_are_refused():
@@ -294,7 +304,7 @@ def test_what_the_default_classifier_learnt_from_does_not_count_as_new(inside, t
     [
         ((), "say what to design"),
         (("phenotype=osci",), "there is no phenotype 'osci'"),
-        (("phenotype=amplifier", "n_genes=2"), "no circuit of 2 genes is a amplifier"),
+        (("phenotype=amplifier", "n_genes=2"), "no connected circuit of 2 genes"),
         (("phenotype=stable", "n_genes=two"), "n_genes must be a whole number"),
         (("phenotype=stable", "n_gene=4"), "n_gene"),
         (("phenotype=stable", "generator=learned_by_heart"), "learned_by_heart"),

@@ -83,6 +83,9 @@ def test_a_network_may_be_a_text_or_a_file(tmp_path):
     [
         ({"circuit": "repressilater"}, ConfigError, "did you mean 'repressilator'"),
         ({"circuit": "A -> B, A -| B"}, DataError, "two signs"),
+        ({"circuit": "A -> B, a -> C"}, DataError, "'A' and 'a' collide"),
+        ({"circuit": " "}, ConfigError, "the circuit is empty: give simulator.circuit a text"),
+        ({"circuit": None}, ConfigError, "the circuit is empty"),
         ({"rule": "treshold"}, ConfigError, "did you mean 'threshold'"),
         ({"update": "sync"}, ConfigError, "no update 'sync'"),
         ({"engine": "fast"}, ConfigError, "no engine 'fast'"),

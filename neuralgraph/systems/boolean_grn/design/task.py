@@ -92,21 +92,34 @@ class DesignTask:
         """
         if self.n_gene > N_GENE_ENUMERATED:
             return None
-        every = enumerate_circuits(self.n_gene)
-        labels = label_circuits(every, rule=self.rule, update=self.update, feedback=self.feedback)
-        hits = every[labels == self.label]
-        if self.is_connected:
-            hits = hits[are_connected(hits)]
+        every, labels = self._all(self.n_gene)
+        hits = self._hits(self.n_gene)
         if len(hits) == 0:
             counts = ", ".join(
                 f"{int((labels == k).sum()):,} {name}" for k, name in enumerate(PHENOTYPES)
             )
+            larger = range(self.n_gene + 1, N_GENE_ENUMERATED + 1)
+            enough = next((n for n in larger if len(self._hits(n))), N_GENE_ENUMERATED + 1)
             raise ConfigError(
-                f"no circuit of {self.n_gene} genes is a {self.phenotype}: the {len(every):,} "
-                f"circuits there are fall into {counts}. Ask for more genes (n_genes="
-                f"{self.n_gene + 1}) or another phenotype"
+                f"no {'connected ' if self.is_connected else ''}circuit of {self.n_gene} "
+                f"gene{'s' if self.n_gene > 1 else ''} has the phenotype {self.phenotype}: the "
+                f"{len(every):,} circuits there are fall into {counts}. Ask for more genes "
+                f"(n_genes={enough}) or another phenotype"
             )
         return canonical_form(hits[distinct(hits)])
+
+    def _all(self, n_gene: int) -> tuple[Adjacency, NDArray[np.int8]]:
+        """Every circuit of a size, and its phenotype."""
+        every = enumerate_circuits(n_gene)
+        return every, label_circuits(
+            every, rule=self.rule, update=self.update, feedback=self.feedback
+        )
+
+    def _hits(self, n_gene: int) -> Adjacency:
+        """Those with the phenotype."""
+        every, labels = self._all(n_gene)
+        hits = every[labels == self.label]
+        return hits[are_connected(hits)] if self.is_connected else hits
 
     def robustness(self, circuits: Adjacency) -> NDArray[np.float64]:
         """Share of the one-edge mutants of each circuit that keep the phenotype.

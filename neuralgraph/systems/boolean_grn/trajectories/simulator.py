@@ -97,6 +97,11 @@ class BooleanTrajectories:
             is_in_folder = len(Path(path).parts) > 1  # a bare name is a file here
             self.network = BooleanNetwork.load(find_data(path) if is_in_folder else path)
             self.source = Path(path).name
+        elif not isinstance(circuit, str) or not circuit.strip():
+            raise ConfigError(
+                "the circuit is empty: give simulator.circuit a text such as 'A -> B, B -| A' or "
+                f"the name of an example ({', '.join(EXAMPLES)}), or simulator.path a .bnet file"
+            )
         elif drawn := re.fullmatch(r"random:(\d+)", circuit):
             self.n_drawn = int(drawn[1])
             self.source = f"a random circuit of {self.n_drawn} genes"
