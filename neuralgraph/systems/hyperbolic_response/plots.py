@@ -39,6 +39,8 @@ PANELS = (
     ("mse_disjoint", "MSE\ndisjoint"),
 )
 """Metrics of the forest plot."""
+MAX_ROWS = 40
+"""Perturbations in the figure of scores by perturbation."""
 
 
 class ResponseReporter:
@@ -87,12 +89,20 @@ class ResponseReporter:
             )  # fmt: skip
             rows = scorecard.facts.get("by_perturbation", [])
             if rows:
-                figure = style.canvas(style.WIDTH, 0.9 + 0.21 * len(rows))
-                by_perturbation(figure, rows)
+                chosen = both_tails(rows, MAX_ROWS)
+                figure = style.canvas(style.WIDTH, 0.9 + 0.21 * len(chosen))
+                by_perturbation(figure, chosen)
+                some = (
+                    ""
+                    if len(chosen) == len(rows)
+                    else f" Of {len(rows)} the {MAX_ROWS // 2} that gain most and the "
+                    f"{MAX_ROWS // 2} that gain least with disjoint controls; all are in "
+                    "scores_by_perturbation.csv."
+                )
                 yield style.save(
                     figure, out / "by_perturbation.png", "Scores by perturbation",
                     "Filled: ours; open: the reference baseline; grey tick: the split-half ceiling "
-                    "of that perturbation, below which none can be told apart from noise.",
+                    f"of that perturbation, below which none can be told apart from noise.{some}",
                 )  # fmt: skip
             scored = {r["perturbation"] for r in rows}
             order = judged.truth[0].square().sum(1).argsort(descending=True).tolist()
@@ -129,12 +139,18 @@ class ResponseReporter:
             )  # fmt: skip
             figure = style.canvas(style.WIDTH, 4.0)
             self._embedding(figure, model, data)
+            start = (
+                ""
+                if model.descent_kept() > 0
+                else " No descent was kept: these are distances of the start, the gene graph "
+                "through random weights, and take part in no prediction."
+            )
             yield style.save(
                 figure, out / "embedding.png", "Perturbations in the Poincaré disk",
                 "Left: geodesic distances of the model, mean over folds and members, drawn in two "
-                "dimensions. Right: 1 − correlation of the measured single responses (shrunk), "
-                "drawn the same way: a description of all the data, which no prediction uses. "
-                "Area: size of the response.",
+                f"dimensions.{start} Right: 1 − correlation of the measured single responses "
+                "(shrunk), drawn the same way: a description of all the data, which no prediction "
+                "uses. Area: size of the response.",
             )  # fmt: skip
             figure = style.canvas(5.4, 3.2)
             panels.loss_curves(figure.subplots(), folder / "metrics.jsonl")
@@ -154,7 +170,8 @@ class ResponseReporter:
         inside = model_distance(model)[which][:, which]
         left, right = figure.subplots(1, 2)
         disk(left, disk_map(inside), names, size, self.highlight)
-        left.set_title(f"model ({model.space.name}, dimension {model.dim})")
+        what = "model" if model.descent_kept() > 0 else "model at its start"
+        left.set_title(f"{what} ({model.space.name}, dimension {model.dim})")
         disk(right, disk_map(response_distance(known)), names, size, self.highlight)
         right.set_title("measured responses")
 
@@ -251,15 +268,34 @@ def forest(figure: Any, scorecard: Scorecard) -> None:
     axes[0].invert_yaxis()
 
 
+def score_keys(row: dict[str, Any], *, disjoint: bool) -> tuple[str, str]:
+    """Keys of our score and of the reference's in a row of scores by perturbation."""
+    own = "pearson_delta_disjoint" if disjoint else "pearson_delta"
+    other = next(k for k in row if k.startswith(f"{own}_") and not k.endswith("ceiling")
+                 and ("disjoint" in k) == disjoint)  # fmt: skip
+    return own, other
+
+
+def both_tails(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """The n / 2 rows that gain most on the reference and the n / 2 that gain least, by gain.
+
+    All of them, as they come, where they are ``n`` or fewer; undefined gains are in the middle.
+    """
+    if len(rows) <= n:
+        return rows
+    own, other = score_keys(rows[0], disjoint=True)
+    gain = [0.0 if None in (r[own], r[other]) else r[own] - r[other] for r in rows]
+    order = sorted(range(len(rows)), key=lambda i: -gain[i])
+    return [rows[i] for i in [*order[: n // 2], *order[-(n // 2) :]]]
+
+
 def by_perturbation(figure: Any, rows: list[dict[str, Any]]) -> None:
     """Ours, reference and ceiling of each perturbation, shared and disjoint."""
     from neuralgraph.viz import style
 
     axes = figure.subplots(1, 2, sharey=True)
     for ax, disjoint in zip(axes, (False, True), strict=True):
-        own = "pearson_delta_disjoint" if disjoint else "pearson_delta"
-        other = next(k for k in rows[0] if k.startswith(f"{own}_") and not k.endswith("ceiling")
-                     and ("disjoint" in k) == disjoint)  # fmt: skip
+        own, other = score_keys(rows[0], disjoint=disjoint)
         for y, row in enumerate(rows):
             a, b, c = row[own], row[other], row[f"{own}_ceiling"]
             if a is not None and b is not None:
@@ -281,7 +317,7 @@ def by_perturbation(figure: Any, rows: list[dict[str, Any]]) -> None:
 
 def predicted_against_observed(ax: Axes, judged: Judged, row: int) -> None:
     """One dot a gene; the genes with the largest responses are named."""
-    from neuralgraph.viz import panels
+    from neuralgraph.viz import panels, style
 
     observed, predicted = judged.truth[0][row], judged.prediction["ours"][0][row]
     panels.identity_scatter(ax, observed, predicted)
@@ -290,13 +326,19 @@ def predicted_against_observed(ax: Axes, judged: Judged, row: int) -> None:
     chosen = torch.full_like(std, float("nan"))
     chosen[top] = 1.645 * std[top]
     panels.error_bars(ax, observed, predicted, chosen)
-    middle = sum(ax.get_xlim()) / 2
+    low, high = ax.get_xlim()
+    taken: list[tuple[float, float]] = []
     for g in top:
-        is_right = float(observed[g]) > middle
+        point = float(observed[g]), float(predicted[g])
+        x, y = ((value - low) / (high - low) for value in point)  # both axes are the same
+        place = apart(x, y + 0.04, taken, width=0.4, height=0.075 if y < 0.7 else -0.075)
+        is_right = x > 0.5
         ax.annotate(
-            judged.genes[g], (float(observed[g]), float(predicted[g])), fontsize=6.5,
-            xytext=(-3 if is_right else 3, 3), textcoords="offset points",
+            judged.genes[g], point, xytext=(x - 0.02 if is_right else x + 0.02, place),
+            textcoords="axes fraction", fontsize=6.5, va="center",
             ha="right" if is_right else "left",
+            arrowprops={"arrowstyle": "-", "lw": 0.3, "color": style.SOFT}
+            if abs(place - y) > 0.05 else None,
         )  # fmt: skip
     from neuralgraph.systems.hyperbolic_response.metrics import pearson
 
@@ -337,6 +379,7 @@ def both_ends(
     ax.axvline(0, color=style.SOFT, lw=0.8)
     ax.set_yticks(place, [names[i] for i in chosen], fontsize=7)
     ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("response (log expression)")
 
 
@@ -359,6 +402,26 @@ def sensitivity(figure: Any, judged: Judged, n: int) -> None:
     ax.set_xlabel("mean response over test perturbations: down, up (log expression)")
 
 
+def apart(
+    x: float, y: float, taken: list[tuple[float, float]], *, width: float, height: float
+) -> float:
+    """Height of a label that covers none of those before, which it then joins.
+
+    Args:
+        x: Where it begins.
+        y: Where it would stand.
+        taken: Labels that stand.
+        width: Of a label.
+        height: Of a label; negative to move down instead of up.
+    """
+    near = sorted((b for a, b in taken if abs(x - a) < width), reverse=height < 0)
+    for other in near:
+        if abs(y - other) < abs(height):
+            y = other + height
+    taken.append((x, y))
+    return y
+
+
 def disk(ax: Axes, points: Tensor, names: list[str], size: Tensor, highlight: list[str]) -> None:
     """Points in the unit disk, named; highlighted ones in colour."""
     from matplotlib.patches import Circle
@@ -378,10 +441,7 @@ def disk(ax: Axes, points: Tensor, names: list[str], size: Tensor, highlight: li
     taken: list[tuple[float, float]] = []
     for i, name in sorted(enumerate(names), key=lambda item: item[1] not in highlight):
         x, y = points[i].tolist()
-        above = y
-        while any(abs(x - a) < 0.28 and abs(above - b) < 0.055 for a, b in taken):
-            above += 0.056 if y >= 0 else -0.056
-        taken.append((x, above))
+        above = apart(x, y, taken, width=0.28, height=0.055 if y >= 0 else -0.055)
         is_bold = bool(highlight) and name in named
         ax.annotate(
             name, (x, y), xytext=(x + 0.03, above), fontsize=7 if is_bold else 5.5,

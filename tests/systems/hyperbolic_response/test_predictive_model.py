@@ -15,6 +15,7 @@ import yaml
 from neuralgraph.core.errors import ConfigError, DataError
 from neuralgraph.core.recording import Recording
 from neuralgraph.nn.hyperbolic import free_curvature, geometry
+from neuralgraph.predict import print_answer
 from neuralgraph.systems.hyperbolic_response.dataset import ResponseData, _moved
 from neuralgraph.systems.hyperbolic_response.embedding import disk_map, model_distance
 from neuralgraph.systems.hyperbolic_response.loop import train_residual
@@ -205,9 +206,12 @@ def test_two_hundred_epochs_stay_finite_and_end_below_the_baseline():
     session = trained(data, n_epochs=200, rate=1e-3, n_member=2)
     objective: Any = session.objective
     model: Any = session.model
+    tasks = objective.tasks(model)
     with torch.no_grad():
-        loss = float(objective(model, objective.tasks(model)).loss) / model.n_model
-    assert loss < 0.9  # 1: the error of the baseline, itself below that of predicting zero
+        loss = float(objective(model, tasks).loss) / model.n_model
+    assert loss < 0.9  # 1: the error of the baseline
+    zero = (tasks.target.square().mean(-1) * tasks.weight)[:, tasks.is_real].mean()
+    assert zero > 1.0
 
 
 def test_ninety_percent_intervals_hold_about_ninety_percent():
@@ -239,13 +243,21 @@ def test_a_pair_is_predicted_alike_in_either_order_and_unknown_names_have_neighb
         predict(model, data, first, cell_type="moon")
 
 
-def test_a_held_out_pair_is_answered_by_the_fold_that_never_saw_it():
+def test_a_held_out_pair_is_answered_by_the_fold_that_never_saw_it(capsys):
     session = finished()
     data: Any = session.data
     model: Any = session.model
     name = data.folds[1].test.names[0]
     answer = predict(model, data, name, cell_type=None)
     assert answer.folds == (1,) and answer.measured is not None
+    rows = answer.rows()
+    print_answer(answer, rows, 2, Path("all.csv"))
+    text = capsys.readouterr().out
+    for row, title in ((rows[0], "up"), (rows[-1], "down")):
+        line = next(part for part in text.splitlines() if part.startswith(f"{row['gene']} "))
+        assert f"[{row['low_90']:+.3f}, {row['high_90']:+.3f}]" in line
+        assert f"{row['measured']:+.3f}" in line and title in text.split()
+    assert name in text and rows[2]["gene"] not in text.split()
 
 
 def test_a_baseline_that_does_not_exist_is_refused():
