@@ -29,7 +29,7 @@ from neuralgraph.systems.hyperbolic_response.tasks import (
 
 GROUPS = ("full", "partial")
 """Questions all of whose genes were perturbed alone, and the others: chosen for apart."""
-N_NOISE = 4
+N_NOISE = 3
 """Numbers of the calibrated variance, see :meth:`ResponseModel.spread`."""
 
 
@@ -177,7 +177,7 @@ class ResponseModel(nn.Module):
         self._kept: tuple[Tasks, float, tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("gate", torch.zeros(self.n_form, self.n_fold, 2))
         noise = torch.zeros(self.n_form, self.n_fold, N_NOISE)
-        noise[..., 0] = noise[..., 3] = 1.0
+        noise[..., 0] = noise[..., 2] = 1.0
         self.register_buffer("noise", noise)
 
     @property
@@ -373,12 +373,21 @@ class ResponseModel(nn.Module):
     def spread(self, tasks: Tasks, delta: Tensor, ensemble: Tensor) -> Tensor:
         r"""Variance of a measured response around the prediction, ``(V, F, T, G)``.
 
-        :math:`q\,(a\,s_g + b\,\hat\delta^2 + c\,\mathrm{var}_{members})` with the sampling variance
-        :math:`s_g`; a, b, c and q are chosen on held-out training conditions.
+        :math:`q\,(a\,s_g + b\,\hat\delta^2 + \frac{(M - 1)^2}{M} \mathrm{var}_{members})` with the
+        sampling variance :math:`s_g`; a, b and q are chosen on held-out training conditions. The
+        factor of the variance over the M members is that of the jackknife by groups, each member
+        lacking one: it cannot be learned, since members agree on most training questions.
+
+        Source:
+            Efron & Tibshirani (1993), equation 11.5, with groups in place of single points.
         """
-        a, b, c, q = (self.noise[..., i, None, None] for i in range(N_NOISE))
+        a, b, q = (self.noise[..., i, None, None] for i in range(N_NOISE))
         level = tasks.noise[:, :, None] + 1e-9
-        return q * (a * level + b * delta.square() + c * ensemble)
+        return q * (a * level + b * delta.square() + self._jackknife * ensemble)
+
+    @property
+    def _jackknife(self) -> float:
+        return (self.n_member - 1) ** 2 / self.n_member
 
     def trusted(self) -> Tensor:
         """Weights of the directions by theory, ``(V, 1, 1, K)``: reliability shrinkage in full.
@@ -514,9 +523,10 @@ class ResponseModel(nn.Module):
                     x[v, f, kept].flatten().double().cpu()
                     for x in (level, delta.square(), ensemble, error)
                 )
-                parts, squared = torch.stack([own, moved, apart], -1), missed.square()
-                share = _positive_fit(parts, squared, own)
-                ratio = squared / (parts @ share).clamp_min(1e-12)
+                parts, squared = torch.stack([own, moved], -1), missed.square()
+                spread = self._jackknife * apart
+                share = _positive_fit(parts, squared - spread, own)
+                ratio = squared / (parts @ share + spread).clamp_min(1e-12)
                 # 90 % of the held-out genes inside 1.645 standard deviations
                 factor = ratio.quantile(0.9) / 1.645**2 if len(ratio) < 1e7 else ratio.mean()
                 self.noise[v, f] = torch.cat([share, factor[None]]).to(self.noise)
@@ -573,7 +583,7 @@ def _positive_fit(parts: Tensor, target: Tensor, level: Tensor) -> Tensor:
     scaled, wanted = parts / level[:, None], target / level
     share = torch.ones(parts.shape[1], dtype=parts.dtype)
     gram, right = scaled.T @ scaled, scaled.T @ wanted
-    for _ in range(200):  # coordinate descent, exact for three numbers
+    for _ in range(200):  # coordinate descent, exact for two numbers
         for i in range(len(share)):
             rest = right[i] - gram[i] @ share + gram[i, i] * share[i]
             share[i] = (rest / gram[i, i].clamp_min(1e-30)).clamp_min(0)

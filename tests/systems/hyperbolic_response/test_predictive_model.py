@@ -228,6 +228,22 @@ def test_ninety_percent_intervals_hold_about_ninety_percent():
     assert 0.8 < float(torch.stack(inside).mean()) < 0.97
 
 
+def test_members_that_disagree_widen_an_interval_as_the_jackknife_says():
+    session = finished()
+    data: Any = session.data
+    model: Any = session.model
+    tasks = questions(model, data)
+    with torch.no_grad():
+        every, delta = model.chosen(tasks), model(tasks).delta
+        wider = model.spread(tasks, delta, every.var(2))
+        wider = wider - model.spread(tasks, delta, torch.zeros_like(delta))
+    m = model.n_member
+    apart = (every - every.mean(2, keepdim=True)).square().sum(2) * (m - 1) / m
+    factor = model.noise[..., -1, None, None]
+    assert float(apart.max()) > 0
+    assert torch.allclose(wider, factor * apart, rtol=1e-3, atol=1e-6)
+
+
 def test_a_pair_is_predicted_alike_in_either_order_and_unknown_names_have_neighbours():
     session = finished()
     data: Any = session.data
