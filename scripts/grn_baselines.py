@@ -1,6 +1,10 @@
 """Rows beside the classifiers of ``grn_phenotype``: sequence, boosting, plain message passing.
 
-    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting|messages] [--steps 5000]
+    python scripts/grn_baselines.py --seed 0 [--row sequence|boosting|messages|simulated]
+        [--steps 5000]
+
+``messages`` passes messages between genes alone; ``simulated`` does so with what the soft dynamics
+show, of genes and of pairs, switched genes included.
 
 The same circuits as ``python -m neuralgraph.train +experiment=grn_phenotype seed=SEED`` are learnt
 from and judged by; every line of the output is one size. Seconds are CPU seconds. With
@@ -15,13 +19,18 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+if TYPE_CHECKING:
+    from neuralgraph.systems.boolean_grn.dataset import Features
+
 ROOT = Path(__file__).resolve().parent.parent
+ROWS = ("sequence", "boosting", "messages", "simulated")
 WORDS = ("activates", "inhibits", ",")
 
 
@@ -57,21 +66,30 @@ class TokenTransformer(nn.Module):
 class PlainMessages(nn.Module):
     """Message passing on genes alone: GINE layers over signed edges and their reverses.
 
-    It sees no pairs, no spectra and no dynamics: the network whose accuracy the project's notes
-    give as a ceiling of what structure tells, here with the labels of this package.
+    It keeps no states of pairs and sees no spectra: the network whose accuracy the project's notes
+    give as a ceiling, here with the labels of this package. With ``n_shown`` it also sees what the
+    soft dynamics show: of genes at the start, of the pair on each edge, of circuits at the end.
 
     Args:
         n_class: Classes.
         n_dim: Width.
         n_layer: Layers.
+        n_shown: Statistics of genes, pairs and circuits, zeros for a network without dynamics.
 
     Source:
         Hu et al., Strategies for pre-training graph neural networks (ICLR 2020).
     """
 
-    def __init__(self, n_class: int, *, n_dim: int, n_layer: int) -> None:
+    def __init__(
+        self, n_class: int, *, n_dim: int, n_layer: int, n_shown: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
         super().__init__()
+        n_node, n_pair, n_graph = n_shown
         self.start = nn.Parameter(torch.zeros(n_dim))
+        self.node = nn.Linear(n_node, n_dim, bias=False) if n_node else None
+        self.pair = nn.ModuleList(
+            nn.Linear(2 * n_pair, n_dim, bias=False) for _ in range(n_layer if n_pair else 0)
+        )
         self.edge = nn.Parameter(0.3 * torch.randn(n_layer, 4, n_dim))
         self.layers = nn.ModuleList(
             nn.Sequential(
@@ -80,21 +98,37 @@ class PlainMessages(nn.Module):
             )
             for _ in range(n_layer)
         )  # fmt: skip
-        self.head = nn.Sequential(nn.Linear(3 * n_dim, n_dim), nn.ReLU(), nn.Linear(n_dim, n_class))
+        self.head = nn.Sequential(
+            nn.Linear(3 * n_dim + n_graph, n_dim), nn.ReLU(), nn.Linear(n_dim, n_class)
+        )
 
-    def forward(self, adjacency: Tensor, n_gene: Tensor) -> Tensor:
-        """Class scores from ``(n_batch, n, n)`` and ``(n_batch,)``."""
+    def forward(self, adjacency: Tensor, n_gene: Tensor, shown: Features | None = None) -> Tensor:
+        """Class scores from ``(n_batch, n, n)``, ``(n_batch,)`` and what the dynamics show."""
         a = adjacency.float()
         relations = [a.clamp_min(0), (-a).clamp_min(0)]
         relations = [m.mT for m in relations] + relations  # to the target, and back
         mask = (torch.arange(a.shape[1]) < n_gene[:, None])[..., None]
         x = self.start.expand(*a.shape[:2], -1)
-        for layer, edge in zip(self.layers, self.edge, strict=True):
-            told = sum(m @ torch.relu(x + e) for m, e in zip(relations, edge, strict=True))
+        both, pooled = None, []
+        if shown is not None and self.node is not None:
+            x = x + self.node(shown.node)
+            both = torch.cat([shown.pair, shown.pair.transpose(1, 2)], -1)
+            pooled = [shown.graph]
+        for k, layer in enumerate(self.layers):
+            if both is None:
+                told = sum(
+                    m @ torch.relu(x + e) for m, e in zip(relations, self.edge[k], strict=True)
+                )
+            else:
+                sender = x[:, None] + self.pair[k](both)  # (batch, receiver, sender, width)
+                told = sum(
+                    (m[..., None] * torch.relu(sender + e)).sum(2)
+                    for m, e in zip(relations, self.edge[k], strict=True)
+                )
             x = x + layer(x + told)
         total = (x * mask).sum(1)
         largest = x.masked_fill(~mask, -1e9).amax(1)
-        return self.head(torch.cat([total, total / n_gene[:, None], largest], 1))
+        return self.head(torch.cat([total, total / n_gene[:, None], largest, *pooled], 1))
 
 
 def tokens_of(adjacency: Tensor, generator: torch.Generator, n_name: int) -> Tensor:
@@ -161,21 +195,52 @@ def trained(
     return model.eval(), spent
 
 
+def shown_by_dynamics(adjacency: Tensor, n_gene: Tensor) -> Features:
+    """What the soft dynamics of circuits show, at the settings of ``conf/model/grn_rows.yaml``."""
+    from neuralgraph.systems.boolean_grn import dynamics
+    from neuralgraph.systems.boolean_grn.dataset import Features
+
+    settings = dynamics.DynamicsSettings(
+        n_start=32, n_step=40, n_window=12, relations=False, interventions=True
+    )
+    n = adjacency.shape[-1]
+    n_node, n_pair, n_graph = dynamics.n_statistics(settings)
+    shown = Features(
+        torch.zeros(len(adjacency), n, n_node),
+        torch.zeros(len(adjacency), n, n, n_pair),
+        torch.zeros(len(adjacency), n_graph),
+    )
+    for size in n_gene.unique().tolist():
+        for part in (n_gene == size).nonzero()[:, 0].split(512):
+            own = adjacency[part, :size, :size].float()
+            node, pair, graph = dynamics.statistics(own, settings, tau=10.0)
+            shown.node[part, :size] = node
+            shown.pair[part, :size, :size] = pair
+            shown.graph[part] = graph
+    return shown
+
+
 def messages_trained(
-    adjacency: Tensor, n_gene: Tensor, label: Tensor, n_class: int, options: argparse.Namespace
-) -> PlainMessages:
+    adjacency: Tensor, n_gene: Tensor, label: Tensor, n_class: int, options: argparse.Namespace,
+    *, is_simulated: bool,
+) -> PlainMessages:  # fmt: skip
     """Plain message passing after all its steps of 256 circuits."""
     from neuralgraph.core.seeding import derived_seed, torch_generator
 
     torch.manual_seed(derived_seed(options.seed, "messages"))
-    model = PlainMessages(n_class, n_dim=96, n_layer=5)
+    n = int(n_gene.max())
+    shown = shown_by_dynamics(adjacency[:, :n, :n], n_gene) if is_simulated else None
+    n_shown = (0, 0, 0)
+    if shown is not None:
+        n_shown = shown.node.shape[-1], shown.pair.shape[-1], shown.graph.shape[-1]
+    model = PlainMessages(n_class, n_dim=96, n_layer=5, n_shown=n_shown)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, options.steps)
     generator = torch_generator(options.seed, "messages batches")
-    n = int(n_gene.max())
     for _ in range(options.steps):
         index = torch.randint(len(label), (256,), generator=generator)
-        loss = cross_entropy(model(adjacency[index, :n, :n], n_gene[index]), label[index])
+        told = None if shown is None else shown.cut(index, n)
+        loss = cross_entropy(model(adjacency[index, :n, :n], n_gene[index], told), label[index])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -229,7 +294,7 @@ def main() -> None:
     """Train the rows asked for and print their scores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--row", choices=["sequence", "boosting", "messages"], action="append")
+    parser.add_argument("--row", choices=ROWS, action="append")
     parser.add_argument("--steps", type=int, default=5000, help="of the two networks")
     parser.add_argument("--resume", type=Path, help="state of the transformer, written and read")
     parser.add_argument("--piece", type=int, default=2000, help="steps of one call with --resume")
@@ -258,7 +323,7 @@ def main() -> None:
     generator = torch_generator(options.seed, "baselines")
     n_class = data.spec.n_phenotype
 
-    for row in options.row or ["sequence", "boosting", "messages"]:
+    for row in options.row or ROWS:
         began = time.process_time()
         if row == "boosting":
             from sklearn.ensemble import HistGradientBoostingClassifier
@@ -274,15 +339,23 @@ def main() -> None:
                 return torch.from_numpy(model.predict(x))
 
             predict = boosted
-        elif row == "messages":
+        elif row in ("messages", "simulated"):
             plain = messages_trained(
-                data.adjacency[train], data.n_gene[train], label[train], n_class, options
-            )
+                data.adjacency[train], data.n_gene[train], label[train], n_class, options,
+                is_simulated=row == "simulated",
+            )  # fmt: skip
             seconds = time.process_time() - began
 
             def passed(index: Tensor, model=plain) -> Tensor:
+                found = []
                 with torch.no_grad():
-                    return model(data.adjacency[index], data.n_gene[index]).argmax(1)
+                    for part in index.split(256):
+                        adjacency, n_gene = data.adjacency[part], data.n_gene[part]
+                        told = None
+                        if model.node is not None:
+                            told = shown_by_dynamics(adjacency, n_gene)
+                        found.append(model(adjacency, n_gene, told).argmax(1))
+                return torch.cat(found)
 
             predict = passed
         else:
