@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,13 +121,17 @@ class Iteration:
         return key_of(self.values)
 
 
-def key_of(values: Values) -> Key:
+def key_of(values: Values, *, but: Collection[str] = (SEED,)) -> Key:
     """Configuration without the training seed, hashable.
+
+    Args:
+        values: A configuration.
+        but: What is left out, by default the seed.
 
     >>> key_of({"loop.lr": 0.001, "training_seed": 3})
     (('loop.lr', '0.001'),)
     """
-    return tuple((k, _canonical(v)) for k, v in values.items() if k != SEED)
+    return tuple((k, _canonical(v)) for k, v in values.items() if k not in but)
 
 
 def _canonical(value: Any) -> str:

@@ -15,8 +15,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from neuralgraph.explore.history import History, Key
-from neuralgraph.explore.space import Space
+from neuralgraph.explore.history import History, Iteration, Key, Values, key_of
+from neuralgraph.explore.space import SEED, Space, same_value
 from neuralgraph.explore.words import word
 
 SUPPORTING_RUNS = 3
@@ -112,6 +112,43 @@ class Knowledge:
     def comparisons(self, key: str) -> list[Comparison]:
         """Comparisons of one parameter."""
         return self._by_key[key]
+
+    @cached_property
+    def idle(self) -> dict[str, tuple[float, ...]]:
+        """Parameters without effect so far, and the positions at which they had none.
+
+        Runs are deterministic: two that differ in one parameter and agree in every metric to the
+        last bit are one run, so that the parameter has no part in it between these values.
+        """
+        found = {key: self._idle_at(key) for key in self.space}
+        return {key: places for key, places in found.items() if places}
+
+    def without_idle(self, values: Values) -> Key:
+        """Configuration without seed and without idle values: equal for what would be one run."""
+        idle = [key for key, places in self.idle.items() if self._is_among(key, values, places)]
+        return key_of(values, but=(SEED, *idle))
+
+    def _idle_at(self, key: str) -> tuple[float, ...]:
+        twins: dict[Key, list[Iteration]] = defaultdict(list)
+        for iteration in self.history:
+            if iteration.metric is not None:
+                twins[key_of(iteration.values, but=(key,))].append(iteration)
+        place = self.space[key].position
+        places: set[float] = set()
+        for one, *others in twins.values():
+            for other in others:
+                if same_value(one.values[key], other.values[key]):
+                    continue
+                if one.metrics != other.metrics:
+                    return ()
+                places |= {place(one.values[key]), place(other.values[key])}
+        return tuple(sorted(places))
+
+    def _is_among(self, key: str, values: Values, places: tuple[float, ...]) -> bool:
+        here = self.space[key].position(values[key])
+        if self.space[key].is_ordered:
+            return places[0] <= here <= places[-1]
+        return here in places
 
     @cached_property
     def principles(self) -> list[Principle]:

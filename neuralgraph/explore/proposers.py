@@ -414,7 +414,8 @@ class Command:
         )  # fmt: skip
         if found is None:
             raise BadAnswer(
-                "this configuration has run already; change something, or training_seed"
+                "this configuration has run already, or differs from a run only by what changed "
+                "nothing so far; change something, or training_seed"
             )
         note = one_line(str(answer.get("note", "")))
         return replace(found, role="command", proposer=self.name, note=note)

@@ -31,7 +31,7 @@ DISTANT = 3
 """Edges between two nodes that count as distant."""
 N_BEFORE_CODE = 4
 CURIOUS = 3.0
-"""Weight of the unknown when exploring; 1 when exploiting."""
+"""Weight of the unknown when exploring; ``explore.ucb_c`` when exploiting."""
 N_DRAWS = 5
 """Attempts to draw a combination that is new."""
 N_FLOPS = 2
@@ -380,28 +380,39 @@ def _replicate(view: View) -> Proposal | None:
 
 
 def _test(view: View, why: str) -> Proposal | None:
-    """From the best node, several changes at once that may well improve it together."""
-    node = view.best
-    return _together(view, None if node is None else node.number, "principle-test", why)
+    """What the runs expect to help, brought together at the best node; else one change of it."""
+    node = None if view.best is None else view.best.number
+    changes = view.changes_together(node, view.settings.n_together, expected=True)
+    found = _combined(view, node, changes, "principle-test", why)
+    if found is not None:
+        return found
+    change = view.best_change(node)
+    return None if change is None else view.proposal(node, change, "principle-test", why)
 
 
 def _together(view: View, parent: int | None, name: str, why: str) -> Proposal | None:
     """Several changes at once, each drawn from what is known of it.
 
-    What was found to help elsewhere is merged here, and what is unknown is tested beside it: eight
-    runs that change six parameters each say more of every parameter than eight that change one.
+    A run that changes three parameters says something of all three, and merges what was found to
+    help elsewhere with what is unknown.
     """
-    values = view.values_of(parent)
     for _ in range(N_DRAWS):
         changes = view.changes_together(parent, view.settings.n_together)
-        testing = ", ".join(
-            f"{view.space[key].name} {word(value)} rather than {word(values[key])}"
-            for key, value in changes.items()
-        )
-        found = view.proposal(parent, changes, name, why, testing=f"together: {testing}")
+        found = _combined(view, parent, changes, name, why)
         if found is not None:
             return found
     return None
+
+
+def _combined(
+    view: View, parent: int | None, changes: dict[str, Any], name: str, why: str
+) -> Proposal | None:
+    values = view.values_of(parent)
+    testing = ", ".join(
+        f"{view.space[key].name} {word(value)} rather than {word(values[key])}"
+        for key, value in changes.items()
+    )
+    return view.proposal(parent, changes, name, why, testing=f"together: {testing}")
 
 
 def plateau_after_sweeps(view: View) -> str | None:
@@ -473,9 +484,15 @@ def is_resting(view: View, strategy: Strategy) -> bool:
 
 
 def choose(view: View) -> Proposal | None:
-    """The first strategy of the table that applies and has something new to propose."""
+    """The first strategy of the table that applies and has something new to propose.
+
+    A batch asks each but exploit once: its second answer would not know what came of the first.
+    """
+    used = {d.strategy for d in view.drafts} - {"exploit"}
     for strategy in TABLE:
         if strategy.name not in view.plan.strategies or is_resting(view, strategy):
+            continue
+        if strategy.name in used:
             continue
         why = strategy.when(view)
         if why is None:

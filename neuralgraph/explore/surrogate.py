@@ -2,12 +2,14 @@
 
 Each parameter contributes a smooth function of its position in its range; the sum of them, learned
 from every run so far, predicts the gain of one configuration over another and how uncertain that
-is. Components are weighted by what they explained (one step of automatic relevance determination),
-so that the few parameters that matter are told from the many that do not.
+is. The variance of each component, and that of the noise, is what the runs say of it together with
+a prior (automatic relevance determination, MacKay 1992): the few parameters that matter are told
+from the many that do not, and a parameter that no run has varied keeps its prior variance.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -21,12 +23,12 @@ from neuralgraph.explore.words import word
 Array = NDArray[np.float64]
 LENGTH = 0.35
 """Distance along a range over which a parameter's effect changes."""
-NOISE = 0.1
-"""Variance of a run around the sum of effects, in units of the variance of the rewards."""
-N_RELEVANCE = 3
-"""Rounds of weighting the components by what they explain."""
-SHRINKAGE = 0.3
-"""Share of the weight that every component keeps whatever it explained."""
+SIGNAL, NOISE = 0.5, 0.5
+"""Prior variances of the sum of effects and of a run around it; the rewards' variance is 1."""
+PRIOR_WEIGHT = 1.0
+"""Observations that the prior of a variance is worth."""
+N_ROUNDS = 10
+"""Rounds of the fixed point of the variances."""
 INACTIVE = -1.0
 LEAST = 0.01
 """Rewards nearer to 0 or 1 than this count as this near."""
@@ -48,6 +50,9 @@ def log_odds(reward: float) -> float:
 class Surrogate:
     """Posterior of the log odds of the reward given a history.
 
+    The mean of all runs is unknown and integrated out (restricted likelihood), so that only
+    differences between runs count.
+
     Args:
         history: Runs; failed ones count with their reward of 0.
         space: Parameters.
@@ -58,16 +63,32 @@ class Surrogate:
         self.keys = list(space)
         self.is_ordered = np.array([p.is_ordered for p in space.values()])
         n = len(self.keys)
-        self.weight = np.full(n, 1.0 / n)
+        self.weight = np.full(n, SIGNAL / n)
+        self.noise = NOISE
         self.scale = 1.0
         self.x = np.array([self.encoded(i.values) for i in history]).reshape(-1, n)
         reward = np.array([log_odds(i.reward) for i in history])
         if len(reward) > 1:
             self.scale = max(float(reward.std()), SMALLEST_SCALE)
         self.y = (reward - reward.mean()) / self.scale if len(reward) else reward
+        self.all_x = self.x
+        self.alpha: Array = np.zeros(0)
         self.inverse: Array = np.zeros((0, 0))
         if len(reward):
             self._fit()
+
+    def given(self, pending: Sequence[Values]) -> Surrogate:
+        """The same expectations, less uncertain where runs are under way (GP-BUCB, Desautels 2014).
+
+        Args:
+            pending: Configurations whose rewards are not known yet.
+        """
+        if not pending:
+            return self
+        other = copy.copy(self)
+        other.all_x = np.vstack([self.all_x, [self.encoded(values) for values in pending]])
+        other.inverse = other._inverse(_centred(other._kernel(other.all_x, other.all_x)))
+        return other
 
     def encoded(self, values: Values) -> list[float]:
         """Position of every parameter; values without order by their place in the list."""
@@ -92,15 +113,11 @@ class Surrogate:
         Returns:
             Two arrays, one entry for each of ``news``.
         """
-        start = np.array([self.encoded(old)])
-        points = np.array([self.encoded(new) for new in news])
+        start, points = self._points(old, news)
         prior = self._components(points, points, paired=True) @ self.weight
         prior += self._components(start, start, paired=True) @ self.weight
-        prior -= 2 * (self._components(points, start) @ self.weight)[:, 0]
-        if not len(self.y):
-            return np.zeros(len(news)), np.sqrt(np.maximum(prior, 0.0)) * self.scale
-        cross = (self._components(points, self.x) - self._components(start, self.x)) @ self.weight
-        mean = cross @ self.inverse @ self.y
+        prior -= 2 * self._kernel(points, start)[:, 0]
+        mean, cross = self._regression(start, points)
         variance = prior - np.einsum("ij,jk,ik->i", cross, self.inverse, cross)
         return mean * self.scale, np.sqrt(np.maximum(variance, 0.0)) * self.scale
 
@@ -117,41 +134,50 @@ class Surrogate:
         Returns:
             One gain for each of ``news``.
         """
-        start = np.array([self.encoded(old)])
-        points = np.array([self.encoded(new) for new in news])
-
-        def between(a: Array, b: Array) -> Array:
-            return self._components(a, b) @ self.weight
-
-        side = between(points, start)
-        covariance = between(points, points) - side - side.T + between(start, start)
-        mean = np.zeros(len(news))
-        if len(self.y):
-            cross = between(points, self.x) - between(start, self.x)
-            mean = cross @ self.inverse @ self.y
-            covariance -= cross @ self.inverse @ cross.T
+        start, points = self._points(old, news)
+        side = self._kernel(points, start)
+        covariance = self._kernel(points, points) - side - side.T + self._kernel(start, start)
+        mean, cross = self._regression(start, points)
+        covariance -= cross @ self.inverse @ cross.T
         values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         return (mean + root @ rng.standard_normal(len(news))) * self.scale
 
-    def _fit(self) -> None:
-        parts = self._components(self.x, self.x)
-        for _ in range(N_RELEVANCE):
-            self._invert(parts)
-            alpha = self.inverse @ self.y
-            explained = np.array(
-                [np.var(self.weight[p] * parts[:, :, p] @ alpha) for p in range(len(self.weight))]
-            )
-            if explained.sum() <= 0:
-                return
-            n = len(self.weight)
-            self.weight = SHRINKAGE / n + (1 - SHRINKAGE) * explained / explained.sum()
-        self._invert(parts)
+    def _points(self, old: Values, news: Sequence[Values]) -> tuple[Array, Array]:
+        return np.array([self.encoded(old)]), np.array([self.encoded(new) for new in news])
 
-    def _invert(self, parts: Array) -> None:
-        kernel = parts @ self.weight
-        inverse = np.linalg.inv(kernel + NOISE * np.eye(len(kernel)))
-        self.inverse = np.asarray(inverse, dtype=np.float64)
+    def _regression(self, start: Array, points: Array) -> tuple[Array, Array]:
+        """Expected gains, and covariance of the gains with every run, those under way included."""
+        if not len(self.all_x):
+            return np.zeros(len(points)), np.zeros((len(points), 0))
+        cross = self._kernel(points, self.all_x) - self._kernel(start, self.all_x)
+        known = cross[:, : len(self.y)]
+        mean = known @ self.alpha if len(self.y) else np.zeros(len(points))
+        return mean, cross - cross.mean(axis=1, keepdims=True)
+
+    def _fit(self) -> None:
+        """Variances by MacKay's fixed point, each with an inverse gamma prior."""
+        parts = self._components(self.x, self.x)
+        parts = parts - parts.mean(axis=0) - parts.mean(axis=1)[:, None] + parts.mean(axis=(0, 1))
+        prior, noise = self.weight, self.noise
+        for _ in range(N_ROUNDS):
+            self.inverse = self._inverse(parts @ self.weight)
+            self.alpha = self.inverse @ self.y
+            size = np.einsum("i,ijp,j->p", self.alpha, parts, self.alpha) * self.weight**2
+            known = np.einsum("ij,ijp->p", self.inverse, parts) * self.weight
+            left = self.noise * np.trace(self.inverse) - 1  # observations that noise explains
+            rest = self.noise**2 * self.alpha @ self.alpha
+            self.weight = (PRIOR_WEIGHT * prior + size) / (PRIOR_WEIGHT + known)
+            self.noise = float((PRIOR_WEIGHT * noise + rest) / (PRIOR_WEIGHT + left))
+        self.inverse = self._inverse(parts @ self.weight)
+        self.alpha = self.inverse @ self.y
+
+    def _inverse(self, kernel: Array) -> Array:
+        inverse = np.linalg.inv(kernel + self.noise * np.eye(len(kernel)))
+        return np.asarray(inverse, dtype=np.float64)
+
+    def _kernel(self, a: Array, b: Array) -> Array:
+        return self._components(a, b) @ self.weight
 
     def _components(self, a: Array, b: Array, *, paired: bool = False) -> Array:
         """Kernel of each parameter, ``(n_a, n_b, n_parameter)``; paired: ``(n, n_parameter)``."""
@@ -160,3 +186,8 @@ class Surrogate:
         same = (one == other).astype(float)
         idle = (one == INACTIVE) | (other == INACTIVE)
         return np.where(self.is_ordered & ~idle, near, np.where(idle & (same == 0), 0.5, same))
+
+
+def _centred(kernel: Array) -> Array:
+    """Kernel of what is left when the mean of all runs is taken off."""
+    return kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean()

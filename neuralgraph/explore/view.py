@@ -60,8 +60,9 @@ class View:
 
     @cached_property
     def surrogate(self) -> Surrogate:
-        """What to expect of a change."""
-        return self.history.once("surrogate", lambda: Surrogate(self.history, self.space))
+        """What to expect of a change, with the runs of this batch under way."""
+        known = self.history.once("surrogate", lambda: Surrogate(self.history, self.space))
+        return known.given([draft.values for draft in self.drafts])
 
     # -- where we are --------------------------------------------------------------------------
 
@@ -108,9 +109,15 @@ class View:
         return chain
 
     def is_tried(self, values: Mapping[str, Any]) -> bool:
-        """Whether this configuration has run, or is in the batch already."""
-        key: Key = key_of(values)
-        return key in self.history.runs_of or any(key_of(d.values) == key for d in self.drafts)
+        """Whether this configuration has run, or is in the batch already.
+
+        What differs from an earlier run by idle values only would be that run once more.
+        """
+        return self.knowledge.without_idle(values) in self._tried
+
+    @cached_property
+    def _tried(self) -> set[Key]:
+        return {self.knowledge.without_idle(r.values) for r in (*self.history, *self.drafts)}
 
     def streak(self, holds: Callable[[Iteration], bool]) -> int:
         """How many of the block's newest iterations in a row a statement holds for."""
@@ -205,71 +212,75 @@ class View:
         *,
         keys: Sequence[str] | None = None,
         avoid: Sequence[str] = (),
-        curiosity: float = 1.0,
-        base: Mapping[str, Any] | None = None,
-        least: float | None = None,
+        curiosity: float | None = None,
     ) -> dict[str, Any] | None:
         """The untried change of one parameter that promises most from a node.
 
         A promise is the gain that all runs so far predict, plus ``curiosity`` times what is not
         known of it (steps longer than the conservative one gain nothing by that), plus a little for
-        the plan's order, the focus of the block and the plan's interactions.
+        the plan's order, the focus of the block and the plan's interactions. Idle parameters are
+        left alone, and changes that the batch makes already wait until no other is left.
 
         Args:
             parent: Node it starts from.
             keys: Parameters to choose among, by default all.
             avoid: Parameters to leave alone.
-            curiosity: Weight of the unknown; 0 goes by what is known.
-            base: Changes that are made already, to which one more is sought.
-            least: Promise that is asked for, in units of the rewards' spread.
+            curiosity: Weight of the unknown, by default ``explore.ucb_c``; 0 goes by what is known.
         """
-        values = {**self.values_of(parent), **(base or {})}
+        curiosity = self.settings.ucb_c if curiosity is None else curiosity
+        values = self.values_of(parent)
         options: list[tuple[str, dict[str, Any]]] = [
             (key, change)
             for key in (self.space if keys is None else keys)
-            if key not in avoid
+            if key not in avoid and key not in self.knowledge.idle
             for change in self.options(values, key)
             if not self.is_tried({**values, **change})
         ]
         if not options:
             return None
+        taken = [(c.key, c.new) for d in self.drafts for c in d.changes]
+        fresh = [(k, c) for k, c in options if not any(_holds(c, *t) for t in taken)]
+        options = fresh or options
         gain, unknown = self.surrogate.gains(values, [{**values, **c} for _, c in options])
         scale = self.surrogate.scale
-        busy = {c.key for d in self.drafts for c in d.changes}
         best, chosen = -math.inf, None
         for index, (key, change) in enumerate(options):
             promise = float(gain[index]) + curiosity * float(unknown[index]) * self._care(
                 values, key, change[key]
             )
-            if least is not None and promise <= least * scale:
-                continue
             promise += scale * self._hint(parent, key, values[key], change[key])
-            promise -= scale if key in busy and base is None else 0.0
             promise += TIE * scale * float(self.rng.random())
             if promise > best:
                 best, chosen = promise, change
         return chosen
 
-    def changes_together(self, parent: int | None, n: int) -> dict[str, Any]:
+    def changes_together(
+        self, parent: int | None, n: int, *, expected: bool = False
+    ) -> dict[str, Any]:
         """Up to ``n`` changes of one parameter each that, taken together, may well improve a node.
 
-        The gain of every change is drawn from what is known of it (Thompson sampling); the changes
-        with the largest positive draws are taken, one for each parameter.
+        The gain of every change is drawn from what is known of it (Thompson sampling), or is what
+        is expected of it; the largest positive gains are taken, one for each parameter.
 
         Args:
             parent: Node it starts from.
             n: Changes at most.
+            expected: Go by the expected gains rather than by draws.
         """
         values = self.values_of(parent)
         options = [(key, c) for key in self.space for c in self.options(values, key)]
         if not options:
             return {}
-        drawn = self.surrogate.draw(values, [{**values, **c} for _, c in options], self.rng)
+        news = [{**values, **change} for _, change in options]
+        if expected:
+            gain, _ = self.surrogate.gains(values, news)
+        else:
+            gain = self.surrogate.draw(values, news, self.rng)
         taken: dict[str, Any] = {}
         count = 0
-        for index in np.argsort(-drawn):
+        for index in np.argsort(-gain):
             key, change = options[int(index)]
-            if count == n or drawn[index] <= 0:
+            if count == n or gain[index] <= 0:
                 break
             if key in taken or any(k in taken and taken[k] != v for k, v in change.items()):
                 continue
@@ -310,3 +321,7 @@ class View:
             if key in mine and any(c.key in others for c in iteration.proposal.changes):
                 return True
         return False
+
+
+def _holds(change: Mapping[str, Any], key: str, new: Any) -> bool:
+    return key in change and same_value(change[key], new)

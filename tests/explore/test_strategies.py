@@ -199,6 +199,44 @@ def test_a_principle_needs_three_runs_and_more_than_a_seed_effect(kit):
     assert known(0.02, 3).principles == []
 
 
+def test_a_batch_uses_a_strategy_once_and_a_change_once(kit, see):
+    """Two answers to one question, or one change from two parents, tell less than two changes."""
+    gaps = [kit.made(i, i - 1 or None, metrics={"gap": 0.5}, lr=i * 1e-3, rewards=0.1 * i)
+            for i in range(1, 4)]  # fmt: skip
+    view = see(*gaps)
+    first = strategies.choose(view)
+    view = see(*gaps)
+    view.drafts = [first]
+    second = strategies.choose(view)
+    assert (first.strategy, second.strategy) == ("degeneracy-break", "exploit")
+
+    batch = []
+    for parent in (1, 2, 3):
+        view = see(*gaps)
+        view.drafts = list(batch)
+        batch.append(view.proposal(parent, view.best_change(parent), "exploit", "why"))
+    changes = [(c.key, c.new) for proposal in batch for c in proposal.changes]
+    assert len(changes) == len(set(changes)) == 3
+
+
+def test_what_changed_nothing_to_the_last_bit_is_not_run_again(kit, see):
+    """The batch size had no part in runs 1 and 2: 3 would be run 4 over again."""
+    runs = [kit.made(1, rewards=0.5), kit.made(2, 1, rewards=0.5, batch=32),
+            kit.made(3, 1, rewards=0.6, lr=1e-2)]  # fmt: skip
+    view = see(*runs)
+    assert view.knowledge.idle == {"loop.batch": (1 / 3, 2 / 3)}
+    assert view.is_tried({**runs[2].values, "loop.batch": 32})
+    assert not view.is_tried({**runs[2].values, "loop.batch": 64})  # it may act beyond
+    for _ in range(4):
+        change = view.best_change(3)
+        assert "loop.batch" not in change
+        view.drafts.append(view.proposal(3, change, "exploit", "why"))
+    other = kit.made(4, 3, rewards=0.7, lr=1e-2, batch=64)
+    assert see(*runs, other).knowledge.idle == {}
+    noisy = kit.made(2, 1, rewards=0.5, batch=32, metrics={"final_loss": 0.1})
+    assert see(runs[0], noisy).knowledge.idle == {}
+
+
 def test_a_strategy_that_improved_nothing_twice_rests_for_the_block(kit, see):
     used = [kit.made(1, metrics={"gap": 0.5}),
             *(kit.made(i, 1, rewards=0.4, strategy="degeneracy-break", lr=i * 1e-3,
