@@ -82,6 +82,8 @@ class Principle:
 
     def sentence(self, name: str, metric: str) -> str:
         """The principle in words."""
+        if self.direction == 0 and same_value(self.low_value, self.high_value):
+            return f"{metric} is best with {name} near {word(self.low_value)}"
         if self.direction == 0:
             return (
                 f"{metric} is best with {name} between {word(self.low_value)} and "

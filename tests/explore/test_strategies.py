@@ -7,7 +7,7 @@ import pytest
 
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.explore import blocks, strategies, tree
-from neuralgraph.explore.knowledge import Knowledge, importance
+from neuralgraph.explore.knowledge import Knowledge, Principle, importance
 from neuralgraph.explore.space import Parameter, read_space
 from neuralgraph.explore.view import View
 
@@ -197,6 +197,16 @@ def test_a_principle_needs_three_runs_and_more_than_a_seed_effect(kit):
     assert [p.key for p in established] == ["loop.rate"] and len(established[0].runs) == 3
     assert not [p for p in known(0.4, 2).principles if p.is_established]
     assert known(0.02, 3).principles == []
+
+
+def test_a_principle_is_said_in_words():
+    def said(direction, low, high):
+        return Principle("loop.rate", direction, (1, 2, 3), (), low, high).sentence("lr", "R2")
+
+    assert said(1, 1e-3, 1e-2) == "raising lr from 1E-3 to 0.01 improves R2"
+    assert said(-1, 1e-3, 1e-2) == "raising lr from 1E-3 to 0.01 worsens R2"
+    assert said(0, 1e-3, 1e-2) == "R2 is best with lr between 1E-3 and 0.01"
+    assert said(0, 1e-3, 1e-3) == "R2 is best with lr near 1E-3"
 
 
 def test_a_batch_uses_a_strategy_once_and_a_change_once(kit, see):
