@@ -263,7 +263,7 @@ def stoichiometry_scores(
     for suffix, columns in (("", counted), ("_identifiable", counted & is_identifiable)):
         scores[f"exact_edges{suffix}"] = _mean(is_right[met, rxn][columns[rxn]])
         scores[f"exact_columns{suffix}"] = _mean(is_right.all(0)[columns])
-    renamed = _renamed(integer, network)
+    renamed = with_names_exchanged(integer, network)
     is_right = (renamed == truth)[met, rxn]
     scores["support_f1_renamed"] = support_f1(renamed, truth)
     scores["exact_edges_renamed"] = _mean(is_right[counted[rxn]])
@@ -275,8 +275,13 @@ def stoichiometry_scores(
     return scores
 
 
-def _renamed(integer: Tensor, network: ReactionNetwork) -> Tensor:
-    """Columns of reactions with equal substrates, exchanged so as to fit the truth best."""
+def with_names_exchanged(integer: Tensor, network: ReactionNetwork) -> Tensor:
+    """Columns of reactions with equal substrates, exchanged so as to fit the truth best.
+
+    Args:
+        integer: Recovered S, ``(n_met, n_rxn)``.
+        network: The truth.
+    """
     from scipy.optimize import linear_sum_assignment
 
     truth, out = network.matrix(), integer.clone()

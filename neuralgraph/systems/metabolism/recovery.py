@@ -264,6 +264,7 @@ class Decoded:
         objective: Mean over metabolites of log squared relative residual.
         k_range: Rate constants considered, in the scale of ``k``.
         net: The law, where it is two networks.
+        theta: The polynomial law that was found first.
     """
 
     law: RateFunctions
@@ -274,6 +275,7 @@ class Decoded:
     objective: float
     k_range: tuple[float, float] = (0.0, np.inf)
     net: SharedRateNetwork | None = None
+    theta: Array | None = None
 
 
 def decode(
@@ -296,13 +298,15 @@ def decode(
     noisy_rounds: int = 2,
     order: Callable[[PolynomialLaw, Array], Array] | None = None,
     n_try: int = 1,
+    first: Array | None = None,
     needs_networks: bool = False,
     log: Log | None = None,
 ) -> Decoded:
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`.
 
     ``order`` ranks the random rate laws ``(n_draw, n_theta)``, those to be tried first in front.
-    ``n_try`` of the starts are annealed; the least objective goes on. With ``needs_networks`` the
+    ``n_try`` of the starts are annealed; the least objective goes on. ``first`` is a polynomial law
+    to start from before any random one. With ``needs_networks`` the
     law is two networks even where the polynomial explains more.
     """
     say: Log = log if log is not None else lambda _: None
@@ -325,7 +329,9 @@ def decode(
     least = float(np.median(noise[decoder.live] / decoder.rms[decoder.live])) if noisy else 0.0
     if noisy:
         say(f"noise of the derivatives, from their differences in time: {least:.2g} of their rms")
-    starts = _best_starts(decoder, prior, k_range, n_scan, n_start, noise if noisy else None, say)
+    starts = _best_starts(
+        decoder, prior, k_range, n_scan, n_start, noise if noisy else None, first, say
+    )
     best = (np.inf, *starts[0])
     # the few frames of this step cannot tell more than the noise lets them
     n_level = max(2, n_anneal // 3) if noisy else n_anneal
@@ -374,7 +380,7 @@ def decode(
         )
         if needs_networks or sharp.objective < found.objective:
             found = sharp
-    return found
+    return replace(found, theta=theta)
 
 
 def _of_polynomial(
@@ -415,9 +421,12 @@ def _best_starts(
     n_scan: int,
     n_start: int,
     noise: Array | None,
+    first: Array | None,
     say: Log,
 ) -> list[tuple[Array, Belief]]:
     """Try draws of the prior as the law; follow the best few; return these, best first.
+
+    ``first`` is followed before them.
 
     With noise the best is the one that leaves least above the noise, over all rows: the median
     row of many starts is at the noise.
@@ -435,16 +444,20 @@ def _best_starts(
         belief = decoder.sweep(decoder.start(2.0, 3.0), 1e-2, k_range=k_range)
         scores.append(np.median(decoder.misfit(belief)))
     best: list[tuple[float, Array, Belief]] = []
-    for tried, a in enumerate(np.argsort(scores, kind="stable")):
+    rank = np.argsort(scores, kind="stable").tolist()
+    laws = [(f"start {a}", prior.draws[a]) for a in rank]
+    if first is not None:
+        laws.insert(0, ("law as found before", first))
+    for tried, (name, law) in enumerate(laws):
         if tried >= n_start and (best[0][0] < good or tried >= 4 * n_start):
             break
-        theta, belief = prior.draws[a].copy(), decoder.start(2.0, 3.0)
+        theta, belief = law.copy(), decoder.start(2.0, 3.0)
         for level in np.geomspace(1e-2, 2e-3, 8):
             decoder.set_rates(decoder.polynomial_rates(theta))
             belief = decoder.sweep(belief, level, k_range=k_range)
             theta = prior.step(theta, *decoder.law_normal_equations(belief))
         value = value_of(belief)
-        say(f"start {a}: {_summary(belief, decoder)}")
+        say(f"{name}: {_summary(belief, decoder)}")
         best = sorted([*best, (value, theta, belief)], key=lambda start: start[0])
     return [(theta, belief) for _, theta, belief in best]
 

@@ -1,9 +1,11 @@
 r"""Which reactions act on a metabolite, once the rate law is known roughly.
 
-A reaction has two kinds of features: the mean of its rate functions over the coefficients $|s|$
-that its substrates may have, and for every substrate half the difference between $|s| = 2$ and
-$|s| = 1$, with a prior. So a wrong guess of $|s|$ spoils nothing, and matching pursuit over all
-reactions finds products that are a thousand times slower than the fastest one of a metabolite.
+A reaction has two kinds of features: its rate function at the coefficients $|s|$ that a decoding
+gave its substrates, and for every substrate what another $|s|$ would change, with a prior. Where
+reactions share their substrates there is no such guess, and the mean over all coefficients takes
+its place. So a wrong guess of $|s|$ spoils nothing, a right one costs nothing, and matching pursuit
+over all reactions finds products that are a thousand times slower than the fastest one of a
+metabolite.
 
 How much a reaction acts on its own substrates bounds its rate constant, and with it the amounts
 with which it may act on anything else.
@@ -49,6 +51,7 @@ class RatePursuit:
     Args:
         rate: For each reaction its candidate rate functions, ``(n_candidate, n_frame)``.
         sizes: Coefficients of the substrates of each candidate, ``(n_candidate, n_substrate)``.
+        guess: The candidate believed in, ``None`` for no guess; one for each reaction.
         y: Derivatives, ``(n_met, n_frame)``.
         is_sub: Which metabolites a reaction consumes, ``(n_met, n_rxn)``.
         is_single: Whether a reaction stands for itself only, ``(n_rxn,)``: the amounts of several
@@ -59,22 +62,24 @@ class RatePursuit:
         self,
         rate: Sequence[Array],
         sizes: Sequence[Array],
+        guess: Sequence[int | None],
         y: Array,
         is_sub: Array,
         is_single: Array,
     ) -> None:
         self.is_sub, self.is_single = is_sub, is_single
         self.n_met, self.n_rxn = is_sub.shape
-        mean, deviation = [], []
-        for f, s in zip(rate, sizes, strict=True):
-            mean.append(f.mean(0))
-            small = s == s.min()
-            for v in range(s.shape[1]):
-                low, high = f[small[:, v]], f[~small[:, v]]
-                deviation.append((high.mean(0) - low.mean(0)) / 2 if len(high) else 0 * f[0])
+        middle, deviation = [], []
+        for f, s, chosen in zip(rate, sizes, guess, strict=True):
+            if chosen is None:
+                middle.append(f.mean(0))
+                deviation += _half_differences(f, s)
+            else:
+                middle.append(f[chosen])
+                deviation += _changes(f, s, chosen)
         count = [s.shape[1] for s in sizes]
         self.own = np.split(self.n_rxn + np.arange(sum(count)), np.cumsum(count)[:-1])
-        x = np.array([*mean, *deviation])
+        x = np.array([*middle, *deviation])
         # constants are free: they would make all features nearly equal
         x -= x.mean(1, keepdims=True)
         y = y - y.mean(1, keepdims=True)
@@ -131,6 +136,26 @@ class RatePursuit:
             if size[clear] < error[clear]:  # hardly seen
                 high[j] *= 10
         return low, high
+
+
+def _half_differences(rate: Array, sizes: Array) -> list[Array]:
+    """Between large and small coefficients of each substrate, averaged over those of the others."""
+    small = sizes == sizes.min()
+    out = []
+    for v in range(sizes.shape[1]):
+        low, high = rate[small[:, v]], rate[~small[:, v]]
+        out.append((high.mean(0) - low.mean(0)) / 2 if len(high) else np.zeros_like(rate[0]))
+    return out
+
+
+def _changes(rate: Array, sizes: Array, chosen: int) -> list[Array]:
+    """What other coefficients of each substrate alone would change, averaged over them."""
+    out = []
+    for v in range(sizes.shape[1]):
+        rest = np.delete(sizes, v, axis=1)
+        other = (rest == rest[chosen]).all(1) & (sizes[:, v] != sizes[chosen, v])
+        out.append(rate[other].mean(0) - rate[chosen] if other.any() else np.zeros_like(rate[0]))
+    return out
 
 
 class _Row:

@@ -31,6 +31,8 @@ Array = np.ndarray
 PURSUIT_CLASSES = (*CLASSES, (5,))
 LEAST_SHARE = 0.055
 """Share of the squared residual that a further reaction must explain."""
+LEAST_CLEARNESS = 5.0
+"""Standard errors from doing nothing below which a product is dropped."""
 
 
 @dataclass
@@ -210,12 +212,13 @@ class Pursuit:
             w, cov, feature, noise = self._fit(i, active, size, noise, 3)
             if not self.sign and step <= 3:
                 continue
+            clear = self._clearness(active, w, cov, feature)
             weak = [
                 j
                 for q, j in enumerate(active)
                 if not self.is_sub[i, j]
                 and j != best
-                and (abs(w[q]) < 5 * np.sqrt(cov[q, q]) or w[q] * self.sign < 0)
+                and (clear[q] < LEAST_CLEARNESS or w[q] * self.sign < 0)
             ]
             if weak:
                 active = [j for j in active if j not in weak]
@@ -223,6 +226,24 @@ class Pursuit:
         n = len(active)
         self._collect(active, w, cov, feature, ratio)
         return _Row(active, w[:n].copy(), np.diag(cov)[:n].copy()), noise
+
+    def _clearness(self, active: list[int], w: Array, cov: Array, feature: Array) -> Array:
+        """How many standard errors each reaction is from doing nothing, ``(n_active,)``.
+
+        Its amount and the deviations that no other reaction of the row has are tested together:
+        where laws differ much the amount alone is uncertain, since its own deviations can make up
+        for it, however clear the reaction is.
+        """
+        use = np.zeros(len(self.kind), dtype=int)
+        for j in active:
+            use[self.group[j]] += 1
+        n = len(active)
+        place = {int(f): n + q for q, f in enumerate(feature)}
+        out = np.empty(n)
+        for q, j in enumerate(active):
+            own = [q, *(place[int(f)] for f in self.group[j] if use[f] == 1)]
+            out[q] = np.sqrt(max(w[own] @ np.linalg.solve(cov[np.ix_(own, own)], w[own]), 0.0))
+        return out
 
     def _collect(
         self, active: list[int], w: Array, cov: Array, feature: Array, ratio: list[list[float]]

@@ -9,11 +9,13 @@ metabolite may be a product. Four steps:
    :mod:`neuralgraph.systems.metabolism.recovery` on these products learns the law from the
    metabolites whose products are right; with its rate functions the products are looked for again,
    metabolite by metabolite (:mod:`neuralgraph.systems.metabolism.recovery_amounts`), until they
-   stay. Reactions with equal substrates count as one, tied to no integers.
-3. *Reactions with equal substrates* are told apart
-   (:mod:`neuralgraph.systems.metabolism.recovery_twins`).
-4. *Search.* Every reaction with its integers; products in question may come and go where a joint
-   refit of law and rate constants lowers the objective.
+   stay. Each turn starts from the law found before and from a new one; a turn after which more is
+   left unexplained is not kept. Reactions with equal substrates count as one, tied to no integers.
+3. *Integers.* The search of the integer decoding, with networks as the law, on the products found.
+4. *Reactions with equal substrates* are told apart
+   (:mod:`neuralgraph.systems.metabolism.recovery_twins`); law and rate constants are solved again.
+   The integers are not searched again after that: where such reactions were told apart wrongly,
+   their neighbours would be bent to make up for it.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ Array = np.ndarray
 Log = Callable[[str], None]
 CLEAR = 10.0
 """Amount over its error above which a product is not in question."""
+TINY = 1e-12
 
 
 def recover_support(
@@ -72,7 +75,7 @@ def recover_support(
     n_scan: int = 6,
     n_anneal: int = 10,
     n_turn: int = 4,
-    n_sharpen: int = 10,
+    n_sharpen: int = 5,
     log: Log | None = None,
 ) -> RecoveredNetwork:
     """Recover products, integer coefficients and rate constants from the substrate graph alone.
@@ -96,7 +99,7 @@ def recover_support(
         n_scan: Rate laws tried, those nearest to the shape that the first step learned.
         n_anneal: As there.
         n_turn: Turns of the second step at most.
-        n_sharpen: Twice the rounds of the last step at most.
+        n_sharpen: Rounds of the third step at most, at least 1.
         log: Called with one line of text per stage.
 
     Returns:
@@ -125,7 +128,9 @@ def recover_support(
         n_found, misfit = pursuit.run()
         say(f"products, pass {turn + 1}: {n_found}, residual {misfit:.1e} of the change")
 
-    def decoded(amount: Array, n_round: int) -> tuple[Decoded, list[tuple[int, ...]]]:
+    def decoded(
+        amount: Array, law: Array | None, n_try: int, n_round: int
+    ) -> tuple[Decoded, list[tuple[int, ...]]]:
         columns, place = merged_columns(groups, amount, max_coefficient)
         merged = replace(ColumnProblem.of(problem, columns), n_rxn=len(columns))
         found = decode(
@@ -138,8 +143,10 @@ def recover_support(
             degree=degree,
             sharp_degree=sharp_degree,
             max_frames=max_frames,
-            n_scan=n_scan,
-            n_start=1,
+            n_scan=n_scan if law is None or n_try > 1 else 0,
+            n_start=n_try,
+            n_try=n_try,
+            first=law,
             n_anneal=n_anneal,
             n_sharpen=n_round,
             order=pursuit.order,
@@ -149,38 +156,41 @@ def recover_support(
         return found, place
 
     amount = pursuit.amounts()[:, [m[0] for m in groups.member]]
+    law, seen, least = None, None, np.inf
     for turn in range(n_turn):
-        found, place = decoded(amount, 0)
-        seen = _look_again(found, place, groups, amount, n_met)
-        n_new = int(((seen.value > 0) & (amount <= 0)).sum())
-        n_gone = int(((seen.value <= 0) & (amount > 0)).sum())
-        say(f"law and products, turn {turn + 1}: {n_new} products more, {n_gone} less")
-        amount = seen.value
+        # the law found before, and a new one: either can be caught in a basin
+        found, place = decoded(amount, law, 1 if law is None else 2, 0)
+        new = _look_again(found, place, groups, amount, n_met)
+        misfit = float(np.log(new.residual + TINY).mean())
+        n_new = int(((new.value > 0) & (amount <= 0)).sum())
+        n_gone = int(((new.value <= 0) & (amount > 0)).sum())
+        say(
+            f"law and products, turn {turn + 1}: {n_new} products more, {n_gone} less, residual "
+            f"{np.exp(misfit):.1e} of the change" + ("" if misfit < least else ", not kept")
+        )
+        if misfit < least:
+            amount, law, seen, least = new.value, found.theta, new, misfit
         if not n_new and not n_gone:
             break
-    found, place = decoded(amount, 1)
-    seen = _look_again(found, place, groups, amount, n_met)
+    assert seen is not None
+    found, place = decoded(amount, law, 1, max(1, n_sharpen))
     decoder = found.decoder
     assert isinstance(decoder, ColumnDecoder)
     apart = split(decoder, found, groups, place, max_coefficient, max_products)
     merged_answers = answers_of(problem, found)
     columns: list[Column] = [_EMPTY] * n_rxn
     k = np.ones(n_rxn)
-    n_open = 0
     for g, member in enumerate(groups.member):
-        was, now = np.flatnonzero(amount[:, g] > 0), np.flatnonzero(seen.value[:, g] > 0)
-        weak = now[seen.value[now, g] < CLEAR * seen.error[now, g]]
+        made = np.flatnonzero(amount[:, g] > 0)
         for j in member:
             if len(member) == 1:
                 answer, k[j] = merged_answers[place[g][0]], found.k[place[g][0]]
-                question = np.union1d(np.setxor1d(was, now), weak)
+                question = made[amount[made, g] < CLEAR * seen.error[made, g]]
             else:
                 answer, k[j] = apart[j]
-                question = np.union1d(was, now)
-            n_open += len(question) > 0 and len(member) == 1
+                question = made
             columns[j] = _candidates(answer, question, max_coefficient, max_products)
-    several = n_rxn - int(groups.is_single.sum())
-    say(f"{several} reactions share their substrates; products of {n_open} others in question")
+    say(f"{n_rxn - int(groups.is_single.sum())} reactions share their substrates")
     found = go_on(
         problem,
         columns,
@@ -188,7 +198,7 @@ def recover_support(
         rng=rng,
         sharp_degree=sharp_degree,
         max_frames=max_frames,
-        n_round=max(1, n_sharpen // 2),
+        n_round=0,
         log=say,
     )
     return network_of(problem, found)
@@ -209,11 +219,14 @@ def _look_again(
     """Products by matching pursuit with the rate functions of a decoding."""
     decoder = found.decoder
     assert isinstance(decoder, ColumnDecoder)
+    code = decoder.pattern_shape[np.arange(decoder.n_rxn), found.pattern]
     rate, sizes = [], []
-    for at in place:
+    guess: list[int | None] = []
+    for at, is_single in zip(place, groups.is_single, strict=True):
         rate.append(decoder.rate[at[0], decoder.valid[at[0]]])
         sizes.append(np.array([s for _, s in decoder.columns[at[0]].rate]))
-    again = RatePursuit(rate, sizes, decoder.y, groups.is_sub(n_met), groups.is_single)
+        guess.append(int(code[at[0]]) if is_single else None)
+    again = RatePursuit(rate, sizes, guess, decoder.y, groups.is_sub(n_met), groups.is_single)
     return again.run(amount)
 
 

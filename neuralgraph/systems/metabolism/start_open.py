@@ -117,7 +117,7 @@ def decode_open(
                     # a quick look does with a rougher law
                     degree=(10, 6, 5) if budget.search >= 1 else (6, 4, 4),
                     sharp_degree=(12, 8, 7) if budget.search >= 1 else (6, 4, 4),
-                    n_sharpen=int(10 * budget.search),
+                    n_sharpen=int(5 * budget.search),
                 )
                 sizes = f"substrates consumed, 1 to {MAX_PRODUCTS} products"
             store(session, model, found)

@@ -13,7 +13,12 @@ from neuralgraph.core.seeding import torch_generator
 from neuralgraph.systems.metabolism import recovery_amounts
 from neuralgraph.systems.metabolism.kinetics import LearnedRate, random_weights
 from neuralgraph.systems.metabolism.loop import data_train_metabolism
-from neuralgraph.systems.metabolism.network import network_from_edges, random_network
+from neuralgraph.systems.metabolism.metrics import with_names_exchanged
+from neuralgraph.systems.metabolism.network import (
+    ReactionNetwork,
+    network_from_edges,
+    random_network,
+)
 from neuralgraph.systems.metabolism.recovery_amounts import RatePursuit
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem, checked_problem
 from neuralgraph.systems.metabolism.recovery_columns import (
@@ -23,7 +28,7 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     column_of,
 )
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
-from neuralgraph.systems.metabolism.recovery_pursuit import Pursuit
+from neuralgraph.systems.metabolism.recovery_pursuit import LEAST_CLEARNESS, Pursuit
 from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
 from neuralgraph.systems.metabolism.recovery_support import recover_support
 from neuralgraph.systems.metabolism.recovery_twins import Groups, merged_columns
@@ -36,11 +41,16 @@ N_MET, N_RXN = 12, 12
 class Small:
     """Data and answer of a small network."""
 
+    network: ReactionNetwork
     c: np.ndarray
     dx_dt: np.ndarray
     s: np.ndarray
     sub: tuple[np.ndarray, np.ndarray, np.ndarray]
     all: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    def same_substrates(self, one: int, two: int) -> bool:
+        met, rxn, _ = self.sub
+        return set(met[rxn == one]) == set(met[rxn == two])
 
     def problem(self) -> RecoveryProblem:
         met, rxn, value = self.all
@@ -74,7 +84,7 @@ def make(seed: int, n_frame: int = 240) -> Small:
     s = network.matrix().numpy()
     sub = (network.met_sub.numpy(), network.rxn_sub.numpy(), network.sto_sub.numpy().astype(int))
     net = (network.met_all.numpy(), network.rxn_all.numpy(), network.sto_all.numpy().astype(int))
-    return Small(c, law.flux(c) @ s.T, s, sub, net)
+    return Small(network, c, law.flux(c) @ s.T, s, sub, net)
 
 
 def answers(small: Small) -> list[ReactionAnswer]:
@@ -214,6 +224,47 @@ def test_products_are_found_among_all_metabolites(seed: int) -> None:
     assert f1 > 0.75
 
 
+def test_reactions_whose_laws_differ_much_are_not_given_up() -> None:
+    """Their amounts alone are uncertain then: the second pass once dropped most products so."""
+    small = make(5)
+    substrates = [np.sort(small.sub[0][small.sub[1] == j]) for j in range(N_RXN)]
+    pursuit = Pursuit(small.problem(), substrates, np.random.default_rng(0), 240)
+    pursuit.run()
+    pursuit.deviation[0] = 1.0
+    pursuit.run()
+    alone, together = [], []
+    for i, row in enumerate(pursuit.rows):
+        size = dict(zip(row.active, np.abs(row.amount), strict=True))
+        noise = 1e-6 * pursuit.total[i] / pursuit.n_frame
+        w, cov, feature, _ = pursuit._fit(i, row.active, size, noise, 4)
+        n = len(row.active)
+        alone += list(np.abs(w[:n]) / np.sqrt(np.diag(cov)[:n]))
+        together += list(pursuit._clearness(row.active, w, cov, feature))
+    assert (np.array(together) >= np.array(alone) * (1 - 1e-6)).all()
+    kept, were_kept = ((np.array(x) > LEAST_CLEARNESS).mean() for x in (together, alone))
+    assert kept > 0.8 and were_kept < 0.6, (kept, were_kept)
+
+
+def test_a_right_guess_of_the_coefficients_leaves_nothing_unexplained() -> None:
+    """Rates in which the coefficients of two substrates do not act apart from each other."""
+    r = np.random.default_rng(3)
+    n_frame, sizes = 300, np.array([[1, 1], [1, 2], [2, 1], [2, 2]])
+    rate = [r.uniform(0.5, 1.5, size=(4, n_frame)) for _ in range(5)]
+    true = [0, 1, 2, 3, 1]
+    s = np.zeros((2, 5))
+    s[0, 0], s[0, 1], s[0, 2] = -1.0, 1.0, 2.0
+    s[1, 3], s[1, 4] = -1.0, 3e-5
+    y = np.stack([sum(s[i, j] * rate[j][true[j]] for j in range(5)) for i in range(2)])
+    found = {}
+    for guess in (true, [None] * 5):
+        pursuit = RatePursuit(rate, [sizes] * 5, guess, y, s < 0, np.ones(5, dtype=bool))
+        found[guess is true] = pursuit.run(np.where(s < 0, -1.0, 0.0))
+    assert found[True].residual.max() < 1e-4 < 1e-2 < found[False].residual.max()
+    np.testing.assert_array_equal(found[True].value > 0, s > 0)
+    wrong = RatePursuit(rate, [sizes] * 5, [1, 1, 2, 3, 1], y, s < 0, np.ones(5, dtype=bool))
+    assert wrong.run(np.where(s < 0, -1.0, 0.0)).residual.max() < 1e-4  # one |s| wrong: as good
+
+
 def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrates() -> None:
     r = np.random.default_rng(2)
     n_frame, sizes = 200, np.array([[1, 1], [1, 2], [2, 1], [2, 2]])
@@ -230,7 +281,7 @@ def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrate
     is_sub = s < 0
     is_sub[3, 3:] = True
     noisy = y * (1 + 0 * y) + 1e-6 * r.normal(size=y.shape)
-    pursuit = RatePursuit(rate, [sizes] * 6, noisy, is_sub, np.ones(6, dtype=bool))
+    pursuit = RatePursuit(rate, [sizes] * 6, [None] * 6, noisy, is_sub, np.ones(6, dtype=bool))
     found = pursuit.run(np.where(is_sub, -1.0, 0.0))
     np.testing.assert_array_equal(found.value[:3] > 0, s[:3] > 0)
     np.testing.assert_allclose(found.value[0, :3], s[0, :3], rtol=1e-2)
@@ -264,7 +315,8 @@ def test_a_pursuit_of_reactions_that_push_each_other_out_ends(
 
     monkeypatch.setattr(recovery_amounts._Row, "_fit", counted)
     sizes = np.array([[1], [2]])
-    pursuit = RatePursuit(rate, [sizes] * n_rxn, y, is_sub, np.ones(n_rxn, dtype=bool))
+    alone = np.ones(n_rxn, dtype=bool)
+    pursuit = RatePursuit(rate, [sizes] * n_rxn, [None] * n_rxn, y, is_sub, alone)
     found = pursuit.run(np.where(is_sub, -1.0, 0.0))
     assert np.isfinite(found.value).all() and found.residual.max() < 1
 
@@ -294,18 +346,23 @@ def recovered(small: Small):
         log_k_range=(-2.6, 1.6),
         degree=(6, 4, 4),
         sharp_degree=(6, 4, 4),
-        n_sharpen=4,
+        n_sharpen=2,
     )
 
 
 def test_a_small_network_is_recovered_from_its_substrates_alone() -> None:
     small = make(3)
     found = recovered(small)
-    s = found.matrix(N_MET)
+    # nothing says which of two reactions with equal substrates is which
+    s = with_names_exchanged(torch.from_numpy(found.matrix(N_MET)), small.network).numpy()
     consumed = {(m, j) for m, j, s in zip(found.met_all, found.rxn_all, found.sto_all) if s < 0}  # noqa: B905  # one length
     assert consumed == set(zip(*small.sub[:2], strict=True))
     assert (np.sign(s) == np.sign(small.s)).mean() > 0.98
-    assert (s == small.s)[small.s != 0].mean() >= 0.9
+    assert (s == small.s)[small.s != 0].mean() >= 0.8
+    singles = [
+        j for j in range(N_RXN) if sum(small.same_substrates(j, i) for i in range(N_RXN)) == 1
+    ]
+    assert (s == small.s)[:, singles].all()
     assert np.isfinite(found.log_k).all()
 
 
@@ -336,8 +393,10 @@ def test_two_reactions_with_the_same_substrates_are_told_apart() -> None:
     weights = random_weights(torch_generator(3, "law"), 32, 16)
     k = r.uniform(-0.5, 0.5, N_RXN)
     dx_dt = law(network, k, weights).flux(c) @ s.T
-    found = recovered(Small(c, dx_dt, s, sub, (m, j, s[m, j].astype(int)))).matrix(N_MET)
-    assert (found[:, :2] == s[:, :2])[s[:, :2] != 0].mean() >= 0.9
+    small = Small(network, c, dx_dt, s, sub, (m, j, s[m, j].astype(int)))
+    found = torch.from_numpy(recovered(small).matrix(N_MET))
+    found = with_names_exchanged(found, network).numpy()
+    np.testing.assert_array_equal(found[:, :2], s[:, :2])
 
 
 def test_a_reaction_that_no_split_fits_is_refused() -> None:
