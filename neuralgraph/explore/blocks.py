@@ -17,6 +17,7 @@ BRANCHING, IMPROVEMENT = 0.2, 0.3
 ROLES = ("exploit", "second best", "under-visited", "principle test")
 """Roles of the slots of later batches."""
 N_FOCUS = 4
+NEXT_FOCUS = "Next focus"
 MORE_EXPLORATION, MORE_EXPLOITATION = "more exploration", "more exploitation"
 
 
@@ -143,5 +144,5 @@ def summary(
     text = "; ".join(f"{r.rule} ({r.because})" for r in rules) or "none"
     lines.append(("Adapted rules", text))
     if following is not None:
-        lines.append(("Next focus", following.words))
+        lines.append((NEXT_FOCUS, following.words))
     return Summary(block, tuple(lines))

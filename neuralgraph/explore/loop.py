@@ -24,7 +24,7 @@ from neuralgraph.explore.history import (
     proposal_from,
     to_line,
 )
-from neuralgraph.explore.notebook import Entry, NotebookError
+from neuralgraph.explore.notebook import Entry, NotebookError, Summary
 from neuralgraph.explore.runs import Job, Result, configured
 from neuralgraph.explore.setup import Search
 from neuralgraph.explore.words import one_line
@@ -302,7 +302,9 @@ class Book:
                             f"{name} of iteration {truth.number} is not what {JOURNAL} says: "
                             "restore the line, or delete the file and it is written anew",
                         )
-            elif type(item) is not type(truth):
+            elif isinstance(item, Summary) and isinstance(truth, Summary):
+                self._compare_summary(located, item, truth)
+            else:
                 raise NotebookError(
                     self.analysis.name, located.line, 1,
                     "an entry or a summary is missing before this line",
@@ -311,6 +313,30 @@ class Book:
         self.n_written = sum(isinstance(x.item, Entry) for x in found)
         if self.text and not self.text.endswith("\n\n"):
             self.text = self.text.rstrip("\n") + "\n\n"
+
+    def _compare_summary(self, located: notebook.Located, item: Summary, truth: Summary) -> None:
+        """A summary says what the journal says; the focus of the next block may be reworded."""
+        found, last = dict(item.lines), max(located.fields.values(), default=located.line)
+        for name, text in truth.lines:
+            if name not in found:
+                raise NotebookError(
+                    self.analysis.name, last, 1,
+                    f"the summary of block {truth.block} ends before its '{name}:' line: restore "
+                    "it, or delete the file and it is written anew",
+                )  # fmt: skip
+            is_cut = text != found[name] and text.startswith(found[name])
+            if is_cut or (name != blocks.NEXT_FOCUS and text != found[name]):
+                what = "is cut off" if is_cut else f"is not what {JOURNAL} says"
+                raise NotebookError(
+                    self.analysis.name, located.fields[name], len(name) + 3,
+                    f"'{name}:' of the summary of block {truth.block} {what}: restore the line, "
+                    "or delete the file and it is written anew",
+                )  # fmt: skip
+        if item.block != truth.block:
+            raise NotebookError(
+                self.analysis.name, located.line, len("## Block "),
+                f"expected the summary of block {truth.block}, got that of block {item.block}",
+            )  # fmt: skip
 
     def _complete_blocks(self, found: Sequence[notebook.Located], wanted: Sequence[Any]) -> None:
         """Write the summary of a block where only that is missing at the end."""

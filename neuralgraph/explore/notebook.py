@@ -263,15 +263,17 @@ class _Reader:
         start = self.at
         self.at += 1
         lines: list[tuple[str, str]] = []
+        places: dict[str, int] = {}
         while self.at < len(self.lines) and not self.lines[self.at].startswith("##"):
             line = self.lines[self.at]
             match = LINE.match(line)
             if match:
                 lines.append((match["name"], match["text"]))
+                places[match["name"]] = self.at + 1
             elif line.strip() and self.strict:
                 raise self.fail(f"expected 'Name: text' in the summary, got '{line[:40]}'")
             self.at += 1
-        return Located(Summary(block, tuple(lines)), start + 1)
+        return Located(Summary(block, tuple(lines)), start + 1, places)
 
     def _entry(self, heading: re.Match[str]) -> Located:
         start, number = self.at, int(heading["number"])

@@ -92,17 +92,19 @@ def prepare(config: Mapping[str, Any]) -> Search:
     if not config.get("explore"):
         raise ConfigError("there are no options under 'explore': use python -m neuralgraph.explore")
     settings: Settings = build(config["explore"], "explore")
-    node = dict(config["search_space"] or {})
+    declared = config.get("search_space") or {}
+    planned = config.get("search_plan")
+    node = dict(declared)
     _set_budget(config, settings, node)
-    variants = variants_of(config["search_plan"])
+    variants = variants_of(planned)
     space = read_space(node, config, list(variants))
-    for key in sorted(declared_keys(config["search_plan"])):
-        if key not in (config["search_space"] or {}):
+    for key in sorted(declared_keys(planned)):
+        if key not in declared:
             raise ConfigError(
                 f"search_plan names {key}, which is not in the search_space: "
-                + nearest(key, config["search_space"] or {})
+                + nearest(key, declared)
             )
-    plan = read_plan(config["search_plan"], space)
+    plan = read_plan(planned, space)
     root = {key: value_at(config, key) for key in space}
     root |= {SEED: pipeline.training_seed(config), VARIANT: None}
     evaluation = pipeline.compose(config).evaluation

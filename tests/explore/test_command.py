@@ -119,8 +119,12 @@ def test_a_mistake_in_the_options_is_one_readable_line(inside, case):
     assert status == 1 and message in text.replace("\n", " ")
 
 
-def test_an_experiment_without_a_space_is_refused(inside):
-    status, text = inside("explore.__main__", "+experiment=metabolism_joint", "hydra.run.dir=out")
+@pytest.mark.parametrize(
+    "options",
+    [("+experiment=metabolism_joint",), (*SMALL, "~search_space"), (*SMALL, "search_space=null")],
+)
+def test_an_experiment_without_a_space_is_refused(inside, options):
+    status, text = inside("explore.__main__", *options, "hydra.run.dir=out")
     assert status == 1 and "declares no search_space" in text
 
 

@@ -152,6 +152,12 @@ EDITS = {
     "a heading": ("## Iter 2: ", "## Itr 2: ", "expected '## Iter N: class'"),
     "the parent": ("parent=root", "parent=12", "parent of iteration 1"),
     "a value": ("batch=16", "batch=", "a value is missing"),
+    "a rate": (
+        "Branching rate: ",
+        "Branching rate: 1",
+        "'Branching rate:' of the summary of block 1",
+    ),
+    "a block": ("## Block 1 Summary", "## Block 2 Summary", "expected the summary of block 1"),
 }
 
 
@@ -159,7 +165,7 @@ EDITS = {
 def test_a_hand_edited_notebook_is_refused_with_line_and_column(kit, tmp_path, edit):
     old, new, message = EDITS[edit]
     with pytest.raises(KeyboardInterrupt):
-        kit.run(tmp_path, kit.Pool(die_after=4))
+        kit.run(tmp_path, kit.Pool(die_after=6))
     path = tmp_path / "toy_analysis.md"
     text = path.read_text()
     path.write_text(text.replace(old, new, 1))
@@ -184,13 +190,28 @@ def test_a_truncated_notebook_is_refused_and_a_deleted_one_is_written_anew(kit, 
     assert contents(tmp_path / "whole") == contents(tmp_path / "b")
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+def test_a_notebook_cut_off_in_the_summary_of_a_block_is_refused(kit, tmp_path, share):
+    with pytest.raises(KeyboardInterrupt):
+        kit.run(tmp_path, kit.Pool(die_after=8))
+    path = tmp_path / "toy_analysis.md"
+    text = path.read_text()
+    start, end = text.index("Iterations: "), text.index("\n\n## Iter 7")
+    path.write_text(text[: start + round(share * (end - start))])
+    with pytest.raises(NotebookError, match=r"toy_analysis\.md, line \d+, .*summary of block 1"):
+        kit.run(tmp_path)
+
+
 def test_free_text_of_the_notebook_may_be_edited_and_stays(kit, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kit.run(tmp_path, kit.Pool(die_after=4))
     path = tmp_path / "toy_analysis.md"
     path.write_text(path.read_text().replace("the baseline", "the baseline, which I like", 1))
+    with pytest.raises(KeyboardInterrupt):
+        kit.run(tmp_path, kit.Pool(die_after=2))
+    path.write_text(path.read_text().replace("Next focus: what", "Next focus: now what", 1))
     kit.run(tmp_path)
-    assert "which I like" in path.read_text()
+    assert "which I like" in path.read_text() and "Next focus: now what" in path.read_text()
 
 
 def test_a_truncated_memory_file_is_refused_with_line_and_column(kit, tmp_path):
