@@ -22,6 +22,7 @@ from torch import Tensor
 
 from neuralgraph.core.bounds import Count
 from neuralgraph.core.errors import ConfigError, DataError, nearest
+from neuralgraph.systems.perturb_ode.columns import check_columns
 
 if TYPE_CHECKING:
     import anndata
@@ -197,17 +198,16 @@ def estimate_variances(
     """
     import numpy as np
 
-    labels = []
-    for name in (perturbation_column, batch_column):
-        if name not in cells.obs:
-            raise DataError(
-                f"obs has no column '{name}': {nearest(name, [str(c) for c in cells.obs])}"
-            )
-        labels.append(cells.obs[name].astype(str).to_numpy().astype(str))
-    perturbation, batch = labels
+    wanted = {"perturbation_column": perturbation_column, "batch_column": batch_column}
+    check_columns(cells.obs.columns, wanted, "obs of the pilot")
+    perturbation, batch = (
+        cells.obs[name].astype(str).to_numpy().astype(str)
+        for name in (perturbation_column, batch_column)
+    )
     if control_label not in perturbation:
         raise DataError(
-            f"no cell is labelled '{control_label}' in obs['{perturbation_column}']: "
+            f"no cell is labelled '{control_label}' (control_label) in "
+            f"obs['{perturbation_column}']: "
             f"{nearest(control_label, sorted(set(perturbation)))}"
         )
     x: Any = cells.X

@@ -84,6 +84,7 @@ class CountedScreen:
             correct_batches=correct_batches,
             min_cells=min_cells,
             max_genes=None,
+            unmeasured_targets="refuse",
             keep_cells=keep_cells,
         )
 

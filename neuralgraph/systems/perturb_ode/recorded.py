@@ -13,11 +13,14 @@ from neuralgraph.core.data_home import find_data
 from neuralgraph.core.errors import ConfigError, DataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.core.seeding import numpy_generator
+from neuralgraph.systems.perturb_ode.columns import check_columns
 from neuralgraph.systems.perturb_ode.prior_graph import prior_edges
 
 if TYPE_CHECKING:
     import anndata
     import numpy as np
+
+UNMEASURED = ("refuse", "keep")
 
 
 class SeriesReader:
@@ -40,8 +43,10 @@ class SeriesReader:
             unperturbed cells have the mean of the unperturbed cells of all batches; every batch
             needs some. Counts stay as they are.
         min_cells: Fewest cells of a condition on a day.
-        max_genes: Genes of highest variance that are kept, ``null`` for all. Covariances need
-            memory of (conditions × days × genes²).
+        max_genes: Genes that are kept, ``null`` for all: the perturbed ones, then those of highest
+            variance. Covariances need memory of (conditions × days × genes²).
+        unmeasured_targets: What to do with a perturbed gene that is not measured: ``refuse``, or
+            ``keep`` its cells, with no gene to leave out of the error (compounds, say).
         keep_cells: Whether the recording holds every cell too, with its batch where
             ``batch_column`` is set and its counts of the kept genes where ``layers['counts']`` is.
     """
@@ -59,10 +64,16 @@ class SeriesReader:
         correct_batches: bool,
         min_cells: Count,
         max_genes: int | None,
+        unmeasured_targets: str,
         keep_cells: bool,
     ) -> None:
         if min_cells < 2:
             raise ConfigError(f"min_cells must be at least 2 (for a variance), got {min_cells}")
+        if unmeasured_targets not in UNMEASURED:
+            raise ConfigError(
+                f"unknown unmeasured_targets '{unmeasured_targets}': "
+                f"{nearest(unmeasured_targets, UNMEASURED)}"
+            )
         if medium_column is not None and medium_label is None:
             raise ConfigError(
                 f"medium_label is not set: say which value of '{medium_column}' is the usual medium"
@@ -77,6 +88,7 @@ class SeriesReader:
         self.medium_column, self.medium_label = medium_column, medium_label
         self.batch_column, self.correct_batches = batch_column, correct_batches
         self.min_cells, self.max_genes, self.keep_cells = min_cells, max_genes, keep_cells
+        self.unmeasured_targets = unmeasured_targets
 
     def summary(self, cells: anndata.AnnData, *, source: str) -> Recording:
         """Statistics of a table of cells.
@@ -90,9 +102,12 @@ class SeriesReader:
         """
         import numpy as np
 
+        settings = ("perturbation_column", "time_column", "medium_column", "batch_column")
+        wanted = {f"simulator.{setting}": getattr(self, setting) for setting in settings}
+        check_columns(cells.obs.columns, wanted, f"obs of {source}")
         label = self._labels(cells, self.perturbation_column)
         days = self._days(cells)
-        names = self._genes(cells)
+        names = self._genes(cells, source)
         x: Any = cells.X
         values = np.asarray(x.todense() if hasattr(x, "todense") else x, dtype=np.float64)
         if not np.isfinite(values).all() or values.min() < 0:
@@ -102,16 +117,27 @@ class SeriesReader:
                 f"{source}: X reaches {values.max():g}, which no log-normalised expression "
                 "does: normalise and log1p first (scanpy.pp.normalize_total, scanpy.pp.log1p)"
             )
-        kept = np.arange(len(names))
-        if self.max_genes is not None and self.max_genes < len(names):
-            kept = np.sort(np.argsort(-values.var(0), kind="stable")[: self.max_genes])
-            values, names = values[:, kept], tuple(names[i] for i in kept)
         known = sorted(set(label))
         if self.control_label is not None and self.control_label not in known:
             raise DataError(
-                f"no cell is labelled '{self.control_label}' in obs['"
-                f"{self.perturbation_column}']: {nearest(self.control_label, known)}"
+                f"no cell is labelled '{self.control_label}' in obs['{self.perturbation_column}'] "
+                f"(simulator.control_label): {nearest(self.control_label, known)}"
             )
+        perturbed = [name for name in known if name != self.control_label]
+        targets = {gene for name in perturbed for gene in name.split("+")}
+        if self.unmeasured_targets == "refuse":
+            self._refuse_unmeasured(targets, names, source)
+        kept = np.arange(len(names))
+        if self.max_genes is not None and self.max_genes < len(names):
+            is_target = np.isin(names, list(targets))
+            if self.max_genes < is_target.sum():
+                raise ConfigError(
+                    f"simulator.max_genes must be at least {is_target.sum()}, the number of "
+                    f"perturbed genes, got {self.max_genes}"
+                )
+            score = np.where(is_target, np.inf, values.var(0))
+            kept = np.sort(np.argsort(-score, kind="stable")[: self.max_genes])
+            values, names = values[:, kept], tuple(names[i] for i in kept)
         unique_days = np.unique(days)
         if len(unique_days) < 2:
             raise DataError(
@@ -160,20 +186,16 @@ class SeriesReader:
         count = np.zeros((n_run, n_time))
         halves = np.zeros((n_run, n_time, 2, n_gene))
         generator = numpy_generator(0, "halves of the cells")
+        self._refuse_few(condition, days, conditions, unique_days, source)
         for i, name in enumerate(conditions):
             for j, day in enumerate(unique_days):
                 chosen = values[(condition == name) & (days == day)]
-                if len(chosen) < self.min_cells:
-                    raise DataError(
-                        f"{source}: '{name}' has {len(chosen)} cells on day {day:g}, at least "
-                        f"{self.min_cells} are needed: lower simulator.min_cells, or remove it"
-                    )
                 mean[i, j], count[i, j] = chosen.mean(0), len(chosen)
                 covariance[i, j] = np.cov(chosen.T).reshape(n_gene, n_gene)
                 order = generator.permutation(len(chosen))
                 half = len(chosen) // 2
                 halves[i, j] = chosen[order[:half]].mean(0), chosen[order[half:]].mean(0)
-        target, unmeasured = self._targets(found, names)
+        target = self._targets(found, names)
         media = sorted({str(m) for *_, m in found} - {self.medium_label or ""})
         in_medium = np.array([[m == name for name in media] for *_, m in found], dtype=float)
         variance = np.diagonal(covariance, axis1=2, axis2=3) / count[..., None]
@@ -205,35 +227,67 @@ class SeriesReader:
                 + ", ".join(f"{day:g}" for day in unique_days),
                 "conditions": conditions,
                 "n_control": sum(1 for is_perturbed, *_ in found if not is_perturbed),
-                "unmeasured_targets": unmeasured,
                 "source": source,
             },
         )
 
-    def _targets(
-        self, found: list[tuple[Any, Any, Any, Any]], names: tuple[str, ...]
-    ) -> tuple[np.ndarray, list[str]]:
-        """1 for a perturbed gene, ``(n_run, n_gene)``, and targets that are not measured."""
+    def _refuse_few(
+        self,
+        condition: np.ndarray,
+        days: np.ndarray,
+        conditions: list[str],
+        unique_days: np.ndarray,
+        source: str,
+    ) -> None:
+        """Every condition needs ``min_cells`` on every day; names those that have fewer."""
+        few = [
+            f"'{name}' has {number} cells on day {day:g}"
+            for name in conditions
+            for day in unique_days
+            if (number := int(((condition == name) & (days == day)).sum())) < self.min_cells
+        ]
+        if few:
+            more = f" … ({len(few)} in all)" if len(few) > 5 else ""
+            raise DataError(
+                f"{source}: {', '.join(few[:5])}{more}, at least {self.min_cells} are needed: "
+                "lower simulator.min_cells, or remove them"
+            )
+
+    def _refuse_unmeasured(self, targets: set[str], names: tuple[str, ...], source: str) -> None:
+        """A perturbed gene must be a measured one, by the same name."""
+        unknown = sorted(targets - set(names))
+        if not unknown:
+            return
+        shown = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
+        column = f"obs['{self.perturbation_column}'] of {source}"
+        if len(unknown) == len(targets):
+            raise DataError(
+                f"none of the perturbed genes ({shown}) in {column} is among the measured genes "
+                f"({', '.join(names[:5])} …): name their column of var with simulator.gene_column, "
+                "or keep them with simulator.unmeasured_targets=keep"
+            )
+        close = nearest(unknown[0], names)
+        hint = f" ({close})" if len(unknown) == 1 and close.startswith("did you mean") else ""
+        raise DataError(
+            f"{column} perturbs {shown}, not among the measured genes{hint}: name unperturbed "
+            "cells with simulator.control_label, or keep perturbations of genes that are not "
+            "measured with simulator.unmeasured_targets=keep"
+        )
+
+    @staticmethod
+    def _targets(found: list[tuple[Any, Any, Any, Any]], names: tuple[str, ...]) -> np.ndarray:
+        """1 for a perturbed gene that is measured, ``(n_run, n_gene)``."""
         import numpy as np
 
         target = np.zeros((len(found), len(names)))
-        unmeasured = set()
         for i, (is_perturbed, _, label, _) in enumerate(found):
             for gene in str(label).split("+") if is_perturbed else ():
                 if gene in names:
                     target[i, names.index(gene)] = 1.0
-                else:
-                    unmeasured.add(gene)
-        if not target.any():
-            raise DataError(
-                f"none of the perturbed genes ({', '.join(sorted(unmeasured)[:5])} …) is among the "
-                f"measured genes ({', '.join(names[:5])} …): name their column of var with "
-                "simulator.gene_column"
-            )
-        return target, sorted(unmeasured)
+        return target
 
     def _labels(self, cells: anndata.AnnData, name: str) -> np.ndarray:
-        column = self._column(cells, name)
+        column: Any = cells.obs[name]
         if column.isna().any():
             raise DataError(
                 f"{int(column.isna().sum())} cells have no label in obs['{name}']: remove them, or "
@@ -254,17 +308,10 @@ class SeriesReader:
             )
         return media
 
-    def _column(self, cells: anndata.AnnData, name: str) -> Any:
-        if name not in cells.obs:
-            raise DataError(
-                f"obs has no column '{name}': {nearest(name, [str(c) for c in cells.obs])}"
-            )
-        return cells.obs[name]
-
     def _days(self, cells: anndata.AnnData) -> np.ndarray:
         import pandas as pd
 
-        column = self._column(cells, self.time_column)
+        column: Any = cells.obs[self.time_column]
         days: Any = pd.to_numeric(column.astype(str), errors="coerce")
         if days.isna().any():
             raise DataError(
@@ -273,14 +320,11 @@ class SeriesReader:
             )
         return days.to_numpy(dtype=float)
 
-    def _genes(self, cells: anndata.AnnData) -> tuple[str, ...]:
+    def _genes(self, cells: anndata.AnnData, source: str) -> tuple[str, ...]:
         if self.gene_column is None:
             return tuple(map(str, cells.var_names))
-        if self.gene_column not in cells.var:
-            columns = [str(c) for c in cells.var]
-            raise DataError(
-                f"var has no column '{self.gene_column}': {nearest(self.gene_column, columns)}"
-            )
+        wanted = {"simulator.gene_column": self.gene_column}
+        check_columns(cells.var.columns, wanted, f"var of {source} (null takes its index)")
         return tuple(cells.var[self.gene_column].astype(str))
 
 
@@ -339,6 +383,7 @@ class KnockoutSeries:
             tab-separated, as TRRUST has them), a path or a name in the data folders.
         min_cells: Fewest cells of a condition on a day.
         max_genes: Genes that are kept, ``null`` for all.
+        unmeasured_targets: ``refuse``, or ``keep`` perturbations of genes that are not measured.
         keep_cells: Whether the recording holds every cell too.
     """
 
@@ -357,6 +402,7 @@ class KnockoutSeries:
         edges_path: str,
         min_cells: Count,
         max_genes: int | None,
+        unmeasured_targets: str,
         keep_cells: bool,
     ) -> None:
         self.path, self.edges_path = path, edges_path
@@ -371,6 +417,7 @@ class KnockoutSeries:
             correct_batches=correct_batches,
             min_cells=min_cells,
             max_genes=max_genes,
+            unmeasured_targets=unmeasured_targets,
             keep_cells=keep_cells,
         )
 

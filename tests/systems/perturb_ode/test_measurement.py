@@ -128,6 +128,7 @@ READ = {
     "edges_path": "trrust/trrust_human.tsv",
     "min_cells": 20,
     "max_genes": None,
+    "unmeasured_targets": "refuse",
     "keep_cells": True,
 }
 

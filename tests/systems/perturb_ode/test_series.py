@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuralgraph.core.data_home import find_data
-from neuralgraph.core.errors import DataError, MissingDataError
+from neuralgraph.core.errors import ConfigError, DataError, MissingDataError
 from neuralgraph.systems.perturb_ode.folds import FoldedSeries
 from neuralgraph.systems.perturb_ode.recorded import KnockoutSeries
 from neuralgraph.systems.perturb_ode.reference import (
@@ -27,6 +27,7 @@ READ = {
     "gene_column": None,
     "min_cells": 5,
     "max_genes": None,
+    "unmeasured_targets": "refuse",
     "medium_column": None,
     "medium_label": None,
     "batch_column": None,
@@ -161,11 +162,15 @@ def test_folds_hold_out_one_and_two_and_see_nothing_of_them(cells):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"perturbation_column": "KO"}, "'KO'.*ko"),
+        ({"perturbation_column": "KO"}, "no column 'KO'.*columns: ko, t.*perturbation_column=NAME"),
+        (
+            {"time_column": "tim", "batch_column": "lane", "control_label": "G0"},
+            "'tim'.*'lane'.*columns: ko, t.*time_column=NAME and simulator.batch_column=NAME",
+        ),
         ({"time_column": "ko"}, "days as numbers"),
         ({"control_label": "ntc"}, "no cell is labelled 'ntc'"),
-        ({"gene_column": "symbol"}, "var has no column 'symbol'"),
-        ({"min_cells": 31}, "'G0' has 30 cells on day 2"),
+        ({"gene_column": "symbol"}, r"var of .*no column 'symbol' .*gene_column=NAME"),
+        ({"min_cells": 31}, r"'G0' has 30 cells on day 2, .*\(12 in all\), at least 31 are needed"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(cells, changed, message):
@@ -189,6 +194,33 @@ def test_a_single_day_and_unknown_genes_are_refused(cells, tmp_path):
     gaps.write_h5ad(tmp_path / "gaps.h5ad")
     with pytest.raises(DataError, match="120 cells have no label"):
         read(tmp_path / "gaps.h5ad")
+
+
+def test_a_perturbed_gene_that_is_not_measured_is_refused_or_kept_on_demand(cells, tmp_path):
+    _, table = cells
+    other = table.copy()
+    other.obs["ko"] = other.obs["ko"].astype(str).replace("G3", "NTC")
+    other.write_h5ad(tmp_path / "other.h5ad")
+    with pytest.raises(DataError, match=r"perturbs NTC, .*simulator\.control_label"):
+        read(tmp_path / "other.h5ad")
+    named = read(tmp_path / "other.h5ad", control_label="NTC")
+    assert named.provenance["n_control"] == 1
+    kept = read(tmp_path / "other.h5ad", unmeasured_targets="keep")
+    assert kept.provenance["n_control"] == 0
+    assert kept.graph["target"].sum(1).tolist() == [1, 1, 1, 0]
+    with pytest.raises(ConfigError, match="unknown unmeasured_targets 'drop'"):
+        read(tmp_path / "other.h5ad", unmeasured_targets="drop")
+
+
+def test_perturbed_genes_are_kept_before_variable_ones(cells, tmp_path):
+    _, table = cells
+    flat = table.copy()
+    flat.X[:, 3] = 1.0
+    flat.write_h5ad(tmp_path / "flat.h5ad")
+    found = read(tmp_path / "flat.h5ad", max_genes=5)
+    assert "G3" in found.names and len(found.names) == 5
+    with pytest.raises(ConfigError, match="at least 4"):
+        read(tmp_path / "flat.h5ad", max_genes=3)
 
 
 def test_statistics_over_perturbations():
