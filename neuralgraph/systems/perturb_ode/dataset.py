@@ -99,8 +99,9 @@ class ScreenData:
         recording: Expression by condition and day, with its interventions as inputs.
         given: What the learner is told (``is_edge`` or nothing).
         weighting: ``uniform``, or ``inverse_variance`` of the measurement.
-        gate_margin: Own change between the last two days below which a condition may be asked to
-            rest by ``steady_gated``, expression units (root mean square over genes).
+        gate_margin: Own change a day, between the last two days of measurement, below which a
+            condition may be asked to rest by ``steady_gated``, expression units / day (root mean
+            square over genes).
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class ScreenData:
                 *last_change(recording.state[:, 1:], recording.inputs["variance"][:, 1:]),
                 (~is_test)[None],
                 measured,
-                margin=gate_margin,
+                margin=gate_margin * float(recording.time[0, -1] - recording.time[0, -2]),
             ),
             medium=recording.inputs["medium"][:, 0],
             halves=_later(recording, "halves", lead=True),

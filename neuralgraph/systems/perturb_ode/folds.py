@@ -48,8 +48,9 @@ class FoldedSeries:
         intervention: What a knock-out does to a field in genes: ``nuclease`` takes its effect on
             others and leaves the transcript, ``knockout`` stops its production.
         has_inner: Whether the inner folds are trained.
-        gate_margin: Own change between the last two days below which a condition may be asked to
-            rest by ``steady_gated``, units of log expression (root mean square over genes).
+        gate_margin: Own change a day, between the last two days of measurement, below which a
+            condition may be asked to rest by ``steady_gated``, log expression / day (root mean
+            square over genes).
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class FoldedSeries:
                 *last_change(recording.state, recording.inputs["variance"]),
                 is_train,
                 self.series.measured,
-                margin=gate_margin,
+                margin=gate_margin * float(recording.time[0, -1] - recording.time[0, -2]),
             ),
             medium=recording.inputs["medium"][:, 0],
             halves=halves,

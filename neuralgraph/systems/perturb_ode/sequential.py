@@ -207,7 +207,8 @@ class MovementEvaluator:
             for step, value in zip(steps, values.tolist(), strict=True):
                 card.add(f"{name}_{step}", value, "" if name == "specific_p" else "log2")
         card.add("specific_rms_last", float(found.specific[-1]), "log2")
-        verdicts = found.verdicts(self.margin)
+        margin = self.margin * (data.days[-1] - data.days[-2])
+        verdicts = found.verdicts(margin)
         for verdict in ("settled", "moving", "undecided"):
             card.add(f"n_{verdict}", verdicts.count(verdict))
         card.add("equal_n_cells", found.equal_n)
@@ -228,7 +229,7 @@ class MovementEvaluator:
             if named:
                 card.facts[verdict] = ", ".join(named)
         card.facts["steps"] = [step.replace("_", " → ") for step in steps]
-        card.facts["margin"] = self.margin
+        card.facts["margin"] = margin
         card.facts["baselines"] = {
             f"{what}_abs_lfc_{step}": {"shuffled days": card.metrics[f"null_{what}_abs_lfc_{step}"]}
             for what in ("mean", "median")

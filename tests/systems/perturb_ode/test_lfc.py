@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from neuralgraph.core.errors import DataError
+from neuralgraph.core.recording import Recording
 from neuralgraph.systems.perturb_ode.lfc import (
     CellGroups,
     fold_changes,
@@ -15,7 +18,7 @@ from neuralgraph.systems.perturb_ode.lfc import (
     split,
     subsampled,
 )
-from neuralgraph.systems.perturb_ode.sequential import DayPairs
+from neuralgraph.systems.perturb_ode.sequential import CommonChange, DayPairs, MovementEvaluator
 
 
 def groups(mean, n_cell, seed=0, dispersion=0.2):
@@ -109,6 +112,37 @@ def test_whole_groups_are_their_own_subsample_and_shuffles_keep_their_sizes():
     torch.testing.assert_close(subsampled(cells, 1, 10, seed=0)[0], fold_changes(cells))
     drawn = permuted(cells, 300, seed=0)
     assert drawn.mean(0).abs().max() < 0.1 and drawn.shape == (300, 4, 1, 12)
+
+
+def test_the_margin_is_a_rate():
+    cells = still(0, n_day=3)
+    time = torch.tensor([1.0, 2.0, 3.0]).expand(4, -1)
+    counted = Recording(
+        time=time,
+        state=torch.zeros(4, 3, 12),
+        names=tuple(f"G{i}" for i in range(12)),
+        inputs={},
+        graph={
+            "cells": cells.expression.log1p(),
+            "cell_condition": cells.condition,
+            "cell_day": cells.day,
+            "target": torch.zeros(4, 12),
+        },
+        units={"time": "day"},
+        provenance={"conditions": [f"P{k}" for k in range(4)]},
+    )
+    verdicts = []
+    for gap in (1.0, 30.0):
+        data = DayPairs(replace(counted, time=gap * counted.time), {}, pseudocount=0.1)
+        judge = MovementEvaluator(
+            every=0, primary_metric="specific_rms_last", direction="minimize", n_permutation=5,
+            n_bootstrap=5, level=0.9, margin=0.03, seed=0,
+        )  # fmt: skip
+        model = CommonChange(data.spec, generator=torch.Generator())
+        card = judge(model, data, None, log={"final_loss": 0.0})
+        assert card.facts["margin"] == pytest.approx(0.03 * gap)
+        verdicts.append(card.metrics["n_settled"])
+    assert verdicts[0] < verdicts[1]
 
 
 def test_means_alone_are_refused():
