@@ -60,7 +60,7 @@ def step_words(step: Step, names: Sequence[str]) -> str:
     if isinstance(step, Perturb):
         return f"P: {step.kind} of {_gene(step, names)}"
     if isinstance(step, Medium):
-        return "M: " + ", ".join(f"{v:g}" for v in step.values)
+        return "M: v = " + ", ".join(f"{v:g}" for v in step.values)
     return f"W: {step.days:g} days"
 
 
@@ -79,12 +79,12 @@ def contextual_graph(
     """
     nodes = [Node("X before", "expression")]
     edges: list[Edge] = []
-    expression, column = 0, 0
+    expression, column, day = 0, 0, 0.0
     in_force: list[tuple[int, str]] = []
     for step in protocol:
         if isinstance(step, Culture):
-            column += 1
-            nodes.append(Node(f"X after {step.days:g} days", "expression", column=column))
+            column, day = column + 1, day + step.days
+            nodes.append(Node(f"X on day {day:g}", "expression", column=column))
             new = len(nodes) - 1
             edges.append(Edge(expression, new, f"W {step.days:g} d"))
             edges += [Edge(source, new, label) for source, label in in_force]

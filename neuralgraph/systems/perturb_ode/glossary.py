@@ -30,7 +30,7 @@ SERIES = {
     "test_mse_selected": "error of the arm and epoch, or field, chosen on validation knock-outs",
     "test_mse_selected_ode": "the same, chosen among the neural ODEs alone",
     "test_mse_local_field": "error of the closed-form local field, settings chosen within",
-    "test_mse_neural_twin": "twin of the local field: setting chosen on this set, epoch within",
+    "test_mse_neural_twin": "the same of its neural twin, settings and epoch chosen within",
     "test_mse_baseline": "reference path plus the shrunk day-2 deviation: the strongest baseline",
     "test_mse_reference_path": "error of the path that training knock-outs take on average",
     "test_mse_no_change_projected": "no change, start projected on components of training cells",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 NAMES = {"no_change": "no change", "additive": "additive"}
 
+TRAINING = "Summed over all models; loss: data and what arms add, regul_total: what they add alone."
+"""Caption of the loss of an ensemble."""
+
 LINES = {
     "no_change": "no change",
     "drift": "drift",
@@ -41,6 +44,23 @@ def _loss_figure(folder: Path, caption: str) -> Figure:
     figure = style.canvas(width=5.4, height=3.0)
     panels.loss_curves(figure.add_subplot(), folder / "metrics.jsonl")
     return style.save(figure, folder / "figures" / "loss.png", "Training", caption)
+
+
+def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Places of labels near their levels, at least about ``gap`` from each other.
+
+    >>> apart({"a": 1.0, "b": 1.2, "c": 5.0}, gap=1.0)
+    {'a': 0.6, 'b': 1.6, 'c': 5.0}
+    """
+    names = sorted(levels, key=lambda name: levels[name])
+    place = [levels[name] for name in names]
+    for _ in range(100):
+        for i in range(1, len(place)):
+            missing = gap - (place[i] - place[i - 1])
+            if missing > 0:
+                place[i - 1] -= missing / 2
+                place[i] += missing / 2
+    return {name: round(at, 6) for name, at in zip(names, place, strict=True)}
 
 
 class ScreenReporter:
@@ -84,14 +104,13 @@ class ScreenReporter:
                     "Mean squared error of each arm against the clean truth (mean over its starts; "
                     "knocked-out genes left out); lines: what needs no model.",
                 )  # fmt: skip
-            yield _loss_figure(
-                folder,
-                "Sum over all models of the data loss and of the weighted terms of the arms.",
-            )
+            yield _loss_figure(folder, TRAINING)
 
     @staticmethod
     def _dots(ax: Axes, model: FieldEnsemble, scorecard: Scorecard, name: str) -> None:
         """One dot an arm on a logarithmic axis; lines for what needs no model."""
+        from matplotlib.ticker import NullFormatter
+
         arms = [arm for arm in model.arms if f"{name}_{arm}" in scorecard.metrics]
         position = list(range(len(arms)))
         ax.plot([scorecard.metrics[f"{name}_{arm}"] for arm in arms], position, "o")
@@ -102,6 +121,9 @@ class ScreenReporter:
         ax.set_yticks(position, arms)
         ax.invert_yaxis()
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        low, high = ax.get_xlim()
+        ax.xaxis.set_minor_formatter("{x:g}" if high < 4 * low else NullFormatter())
         ax.set_xlabel("mean squared error")
         ax.grid(axis="y", linewidth=0.4)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
@@ -141,11 +163,9 @@ class SeriesReporter:
                 ax.axhline(value, color=style.SOFT, lw=1, ls="--")
             levels["noise of the target"] = scorecard.metrics["target_noise"]
             ax.axhspan(0, levels["noise of the target"], color=style.LINE, alpha=0.6, lw=0)
-            gap, below = 0.045 * ax.get_ylim()[1], float("-inf")
-            for text, value in sorted(levels.items(), key=lambda item: item[1]):
-                below = max(value, below + gap)  # labels of close lines do not overlap
+            for text, place in apart(levels, 0.036 * ax.get_ylim()[1]).items():
                 ax.text(
-                    1.01, below, text, transform=ax.get_yaxis_transform(), va="center",
+                    1.01, place, text, transform=ax.get_yaxis_transform(), va="center",
                     fontsize=8, color=style.SOFT,
                 )  # fmt: skip
             ax.set(xlabel="epoch", ylabel="test mean squared error", ylim=(0, None))
@@ -177,10 +197,7 @@ class SeriesReporter:
                 "seeds; selected: chosen on inner held-out perturbations.",
             )  # fmt: skip
 
-            yield _loss_figure(
-                folder,
-                "Sum over all models of the data loss and of the weighted terms of the arms.",
-            )
+            yield _loss_figure(folder, TRAINING)
 
 
 LAYOUT_WORDS = {
@@ -494,15 +511,17 @@ def contextual_figure(graph: CausalGraph, path: Path) -> Figure:
                 if node.column == column and node.kind == "context"
             ]
             for rank, i in enumerate(context):
-                place[i] = (column + 0.35, 1.0 + 0.55 * rank)
+                place[i] = (column + 0.15 + 0.5 * rank, 1.0 + 0.5 * rank)
         for i, node in enumerate(graph.nodes):
             if node.kind == "expression":
                 place[i] = (float(node.column), 0.0)
         for edge in graph.edges:
             (x0, y0), (x1, y1) = place[edge.source], place[edge.target]
             along = graph.nodes[edge.source].kind == "expression"
-            begin, end = ((x0 + 0.2, y0), (x1 - 0.24, y1)) if along else ((x0, y0), (x1, y1 + 0.1))
-            _arrow(ax, begin, end, style.SOFT, shrink=0 if along else 8)
+            half = [0.03 + 0.014 * len(graph.nodes[n].name) for n in (edge.source, edge.target)]
+            begin = (x0 + half[0], y0) if along else (x0, y0)
+            end = (x1 - half[1], y1) if along else (x1, y1 + 0.12)
+            _arrow(ax, begin, end, style.SOFT, shrink=0)
             x = 0.5 * (place[edge.source][0] + place[edge.target][0])
             y = 0.5 * (place[edge.source][1] + place[edge.target][1])
             ax.text(
@@ -516,7 +535,7 @@ def contextual_figure(graph: CausalGraph, path: Path) -> Figure:
                 bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.3},
             )  # fmt: skip
         top = max(y for _, y in place.values())
-        ax.set(xlim=(-0.5, columns + 0.75), ylim=(-0.45, top + 0.45))
+        ax.set(xlim=(-0.5, columns + 0.4), ylim=(-0.45, top + 0.45))
         ax.axis("off")
         return style.save(
             figure, path, "Contextual causal graph",
@@ -541,13 +560,9 @@ def gene_figure(graph: CausalGraph, path: Path) -> Figure:
             _arrow(ax, place[edge.source], place[edge.target], colour, bar=edge.sign < 0)
         for (x, y), node in zip(place, graph.nodes, strict=True):
             changed = bool(node.parameter)
-            ax.text(
-                x, y, node.name, ha="center", va="center", fontsize=8,
-                bbox={
-                    "boxstyle": "circle,pad=0.35", "fc": style.YELLOW if changed else "white",
-                    "ec": style.INK, "lw": 1.0,
-                },
-            )  # fmt: skip
+            fill = style.YELLOW if changed else "white"
+            ax.scatter(x, y, s=440, color=fill, edgecolor=style.INK, linewidth=1.0, zorder=3)
+            ax.text(x, y, node.name, ha="center", va="center", fontsize=8, zorder=4)
             if changed:
                 ax.text(1.27 * x, 1.22 * y, node.parameter, ha="center", va="center", fontsize=8)
         ax.set(xlim=(-1.45, 1.45), ylim=(-1.35, 1.35), aspect="equal")
@@ -565,7 +580,7 @@ def _arrow(
     end: tuple[float, float],
     colour: str,
     bar: bool = False,
-    shrink: float = 16,
+    shrink: float = 13,
 ) -> None:
     ax.annotate(
         "", xy=end, xytext=start,

@@ -149,7 +149,7 @@ class SeriesEvaluator:
             if arm not in model.arms:
                 card.skip(
                     f"test_mse_{arm}",
-                    "these data hold no unperturbed cells"
+                    "these data hold no unperturbed cells; see perturb_ode_simulated"
                     if arm in ("ss0", "both") and not data.has_control
                     else "the arm is not in model.arms",
                 )

@@ -51,18 +51,18 @@ def test_the_contextual_graph_follows_the_protocol():
     protocol = in_vivo(Perturb(1), Medium((1.0,)), expansion=2.0, engraftment=10.0)
     graph = contextual_graph(protocol, NAMES, ["A", "C"])
     names = [node.name for node in graph.nodes]
-    assert names == ["X before", "P: knockout of B", "X after 2 days", "M: 1", "X after 10 days"]
+    assert names == ["X before", "P: knockout of B", "X on day 2", "M: v = 1", "X on day 12"]
     edges = {(names[e.source], names[e.target], e.label) for e in graph.edges}
     assert edges == {
-        ("X before", "X after 2 days", "W 2 d"),
-        ("P: knockout of B", "X after 2 days", "B"),
-        ("X after 2 days", "X after 10 days", "W 10 d"),
-        ("P: knockout of B", "X after 10 days", "B"),
-        ("M: 1", "X after 10 days", "A, C"),
+        ("X before", "X on day 2", "W 2 d"),
+        ("P: knockout of B", "X on day 2", "B"),
+        ("X on day 2", "X on day 12", "W 10 d"),
+        ("P: knockout of B", "X on day 12", "B"),
+        ("M: v = 1", "X on day 12", "A, C"),
     }
     twice = contextual_graph([Medium((1.0,)), Culture(1.0), Medium((2.0,)), Culture(1.0)], NAMES)
     last = [twice.nodes[e.source].name for e in twice.edges if e.target == len(twice.nodes) - 1]
-    assert "M: 1" not in last and "M: 2" in last
+    assert "M: v = 1" not in last and "M: v = 2" in last
 
 
 def test_perturbations_are_parameters_of_genes_and_never_variables():
