@@ -30,7 +30,7 @@ def screen() -> ScreenData:
         n_test_double=20, n_medium=0, days=[2.0, 3.0, 4.0, 5.0], noise=0.15, n_replicate=2,
         has_control=True, measurement=None,
     ).simulate(42)  # fmt: skip
-    data = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    data = ScreenData(recording, {}, weighting="uniform", start="measured", gate_margin=0.1)
     return data.astype(torch.float32)
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from neuralgraph.core.bounds import Positive
-from neuralgraph.core.errors import ConfigError, DataError
+from neuralgraph.core.errors import ConfigError, DataError, nearest
 from neuralgraph.core.recording import Recording
 from neuralgraph.systems.perturb_ode.stationarity import last_change, settled
+
+STARTS = ("measured", "unperturbed")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class ScreenData:
         recording: Expression by condition and day, with its interventions as inputs.
         given: What the learner is told (``is_edge`` or nothing).
         weighting: ``uniform``, or ``inverse_variance`` of the measurement.
+        start: State the fields start from: ``measured`` on the first day, or ``unperturbed``, the
+            mean over all days of the unperturbed training cells in the usual medium. It is the
+            better estimate where these rest: noise in a single measurement of the start looks like
+            a change that regulation has to explain. Baselines start from the same.
         gate_margin: Own change a day, between the last two days of measurement, below which a
             condition may be asked to rest by ``steady_gated``, expression units / day (root mean
             square over genes).
@@ -110,8 +116,11 @@ class ScreenData:
         given: Mapping[str, Tensor],
         *,
         weighting: str,
+        start: str,
         gate_margin: Positive,
     ) -> None:
+        if start not in STARTS:
+            raise ConfigError(f"unknown start '{start}': {nearest(start, STARTS)}")
         if weighting not in ("uniform", "inverse_variance"):
             raise ConfigError(f"weighting must be uniform or inverse_variance, got '{weighting}'")
         if recording.n_time < 2:
@@ -136,15 +145,26 @@ class ScreenData:
             weighted = weight / variance.clamp_min(0.01 * float(seen.median()))
             weight = weighted * (weight[~is_test].sum() / weighted[~is_test].sum())
         production = recording.inputs["production"][:, 0]
+        is_control = (
+            (self.knocked_out.sum(1) == 0)
+            & (production == 1).all(1)
+            & (recording.inputs["medium"][:, 0] == 0).all(1)
+        )
+        begin = recording.state[:, 0]
+        if start == "unperturbed":
+            if not bool((is_control & ~is_test).any()):
+                raise ConfigError(
+                    "start=unperturbed averages unperturbed training cells, and there are none: "
+                    "set start=measured, or add control cells"
+                )
+            begin = recording.state[is_control & ~is_test].mean((0, 1)).expand_as(begin)
         self._all = ScreenBatch(
-            start=recording.state[None, :, 0],
+            start=begin[None].contiguous(),
             time=recording.time[0],
             target=recording.state[:, 1:],
             weight=weight.contiguous(),
             is_train=(~is_test)[None],
-            is_control=(self.knocked_out.sum(1) == 0)
-            & (production == 1).all(1)
-            & (recording.inputs["medium"][:, 0] == 0).all(1),
+            is_control=is_control,
             production=production,
             regulation=recording.inputs["regulation"][:, 0],
             encoded=recording.state[None, :, 1:],

@@ -16,7 +16,7 @@ from neuralgraph.numerics.integrate import integrate
 from neuralgraph.systems.perturb_ode.dataset import ScreenBatch, ScreenSpec
 from neuralgraph.systems.perturb_ode.messages import RegulatorMessages
 
-FIELDS = ("free", "production_decay", "hill", "messages")
+FIELDS = ("free", "production_decay", "hill", "signed_hill", "messages")
 SOLVERS = ("rk4", "dopri5", "adjoint")
 MEDIA = ("additive", "film")
 TERMS = (
@@ -34,6 +34,9 @@ TERMS = (
 
 MAX_STEPS = 10_000
 """Adaptive steps between two days; more is a stiff field, which is said."""
+
+ODDS = 4.0
+"""Log odds of activation for a weight of 1 in ``signed_hill``."""
 
 FLOOR = 1e-3
 """Added to expression, in units of its typical size, before a logarithm is taken."""
@@ -54,6 +57,10 @@ class FieldEnsemble(nn.Module):
     - ``production_decay``: $u \odot \mathrm{softplus}(N(\hat x)) - \gamma \odot x$;
     - ``hill``: $u \odot a \odot \sigma(W \log(\hat x + \epsilon) + b) - \gamma \odot x$, one
       weight for each regulator and gene, masked to ``is_edge`` where the graph is given;
+    - ``signed_hill``: $u \odot a \odot (\beta + (1 - \beta) \prod_{j \to i} (p_e h_e + (1 - p_e)
+      (1 - h_e))) - \gamma \odot x$ with $h_e = \hat x_j^n / (K^n + \hat x_j^n)$ and a number
+      $p_e$ in (0, 1), 1 for an edge that activates and 0 for one that represses. Where the data do
+      not tell, $p_e$ stays near ½, at which losing the regulator changes nothing;
     - ``messages``: $u \odot \mathrm{softplus}(\beta + \sum_{j \to i} a_e \tanh(w_e \hat x_j + b_e))
       - \gamma \odot x$, messages along the edges of the graph (all pairs where none is given).
 
@@ -160,9 +167,19 @@ class FieldEnsemble(nn.Module):
             self.log_top = nn.Parameter(start(d, fan_in=d).detach() + scale.log()[:, None])
             mask = torch.ones(d, d) if spec.is_edge is None else spec.is_edge.T.float()
             self.register_buffer("mask", mask)
+        elif field == "signed_hill":
+            regulator, is_regulated = _regulators(spec)
+            self.register_buffer("regulator", regulator)
+            self.register_buffer("is_regulated", is_regulated)
+            shape = regulator.shape
+            drawn = 0.1 * start(3, *shape, fan_in=1).detach()
+            self.weights = nn.ParameterList([nn.Parameter(drawn[:, 0] * is_regulated)])
+            self.log_threshold = nn.Parameter(drawn[:, 1].clone())
+            self.log_exponent = nn.Parameter(math.log(2.0) + drawn[:, 2])
+            self.biases = nn.ParameterList([nn.Parameter(0.1 * start(d, fan_in=1).detach() - 2)])
+            self.log_top = nn.Parameter(start(d, fan_in=d).detach() + scale.log()[:, None])
         elif field == "messages":
-            every = ~torch.eye(d, dtype=torch.bool)
-            is_edge = every if spec.is_edge is None else spec.is_edge.bool()
+            is_edge = _edges(spec)
             gene, regulator = is_edge.nonzero().T
             self.register_buffer("edge_index", torch.stack([regulator, gene]))
             n_edge = len(gene)
@@ -224,6 +241,8 @@ class FieldEnsemble(nn.Module):
                 self.biases[0][:, None], (seen.clamp_min(0) + FLOOR).log(), weight
             )
             made = self.log_top.exp()[:, None] * torch.sigmoid(drive)
+        elif self.field == "signed_hill":
+            made = self.signed_production(seen)
         else:
             made = self.network(seen) if self.field != "messages" else self.messages(seen)
             made = scale * (functional.softplus(made) if self.field != "free" else made)
@@ -235,6 +254,17 @@ class FieldEnsemble(nn.Module):
         decay = self.log_gamma.exp()[:, None] * state
         stopped = (1 - production) * decay if self.field == "free" else decay
         return production * made - stopped
+
+    def signed_production(self, seen: Tensor) -> Tensor:
+        """Production of each gene by regulators of uncertain sign, same shape as ``seen``."""
+        level = (seen.clamp_min(0) + FLOOR).log()[..., self.get_buffer("regulator")]
+        steep = self.log_exponent.exp()[:, None]
+        hill = torch.sigmoid(steep * (level - self.log_threshold[:, None]))
+        activates = torch.sigmoid(ODDS * self.weights[0])[:, None]
+        each = activates * hill + (1 - activates) * (1 - hill)
+        each = torch.where(self.get_buffer("is_regulated"), each, torch.ones_like(each))
+        base = torch.sigmoid(self.biases[0])[:, None]
+        return self.log_top.exp()[:, None] * (base + (1 - base) * each.prod(-1))
 
     def messages(self, seen: Tensor) -> Tensor:
         """Sum of what the regulators of each gene send, and its own base, same shape."""
@@ -299,6 +329,25 @@ class FieldEnsemble(nn.Module):
     def weight_l2(self) -> Tensor:
         """Sum of the squared weights of each model, ``(n_model,)``."""
         return torch.stack([w.square().flatten(1).sum(1) for w in self.weights]).sum(0)
+
+
+def _edges(spec: ScreenSpec) -> Tensor:
+    """The given graph, else all pairs of genes, ``(n_gene, n_gene)`` bool: gene, regulator."""
+    if spec.is_edge is not None:
+        return spec.is_edge.bool()
+    return ~torch.eye(spec.n_state, dtype=torch.bool)
+
+
+def _regulators(spec: ScreenSpec) -> tuple[Tensor, Tensor]:
+    """Regulators of each gene in a table as wide as the most of them, and where it is filled."""
+    is_edge = _edges(spec)
+    width = max(1, int(is_edge.sum(1).max()))
+    regulator = torch.zeros(spec.n_state, width, dtype=torch.long)
+    is_regulated = torch.arange(width) < is_edge.sum(1)[:, None].cpu()
+    for gene, row in enumerate(is_edge):
+        found = row.nonzero()[:, 0]
+        regulator[gene, : len(found)] = found
+    return regulator, is_regulated
 
 
 def _check_arms(arms: Mapping[str, Mapping[str, float]]) -> None:

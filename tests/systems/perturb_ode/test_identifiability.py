@@ -48,7 +48,9 @@ def part(**changes):
 def cut(screen, edges=True):
     recording, truth = screen
     given = {"is_edge": truth.parameters["sign"] != 0} if edges else {}
-    return ScreenData(recording, given, weighting="uniform", gate_margin=0.1).astype(torch.float64)
+    return ScreenData(
+        recording, given, weighting="uniform", start="measured", gate_margin=0.1
+    ).astype(torch.float64)
 
 
 def field(data, name, **changes):
@@ -119,7 +121,7 @@ def test_more_days_and_knock_outs_determine_more_and_the_next_one_is_scored(scre
     assert ranks[0] < ranks[1]
 
 
-@pytest.mark.parametrize("name", ["hill", "production_decay", "free", "messages"])
+@pytest.mark.parametrize("name", ["hill", "signed_hill", "production_decay", "free", "messages"])
 def test_every_field_with_genes_has_an_answer_and_its_residual(screen, name):
     data = cut(screen)
     model = field(data, name)

@@ -40,7 +40,7 @@ LOSS = {"data_loss": "squared", "dispersion": 0.0, "rollout_day": 10.0}
 
 def screen(gate_margin=0.1, **changed) -> ScreenData:
     recording, _ = HillScreen(**{**SCREEN, **changed}).simulate(3)
-    return ScreenData(recording, {}, weighting="uniform", gate_margin=gate_margin)
+    return ScreenData(recording, {}, weighting="uniform", start="measured", gate_margin=gate_margin)
 
 
 def ensemble(data, arms, field="production_decay"):

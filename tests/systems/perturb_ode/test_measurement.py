@@ -226,7 +226,7 @@ def test_media_are_conditions_of_their_own_and_half_of_them_is_held_out():
     usual = names.index("control")
     moved = truth.parameters["attractor"][shifted] - truth.parameters["attractor"][usual]
     assert moved.abs().max() > 0.1
-    data = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    data = ScreenData(recording, {}, weighting="uniform", start="measured", gate_margin=0.1)
     assert data.spec.n_medium == 2 and data.everything().is_control.sum() == 1
     found, _ = counted_screen({"n_medium": 1}).simulate(2)
     assert found.provenance["n_control"] == 2
@@ -252,7 +252,9 @@ def test_a_counted_bulk_screen_is_in_expression_units():
     seen[:, 0] = False
     relative = (recording.state / truth.parameters["state"])[seen]
     assert relative.sub(1).abs().max() < 0.1
-    data = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1).everything()
+    data = ScreenData(
+        recording, {}, weighting="uniform", start="measured", gate_margin=0.1
+    ).everything()
     assert data.count is not None and data.exposure is not None
     torch.testing.assert_close((data.count / data.exposure).mean(2), data.target)
 

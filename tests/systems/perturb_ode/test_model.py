@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from neuralgraph.core.errors import ConfigError
 from neuralgraph.systems.perturb_ode.dataset import ScreenData
+from neuralgraph.systems.perturb_ode.hill import HillNetwork
 from neuralgraph.systems.perturb_ode.loop import train_arms
 from neuralgraph.systems.perturb_ode.loss import ScreenObjective
 from neuralgraph.systems.perturb_ode.model import FieldEnsemble
@@ -40,7 +41,7 @@ def screen():
 
 @pytest.fixture
 def data(screen):
-    return ScreenData(screen[0], {}, weighting="uniform", gate_margin=0.1)
+    return ScreenData(screen[0], {}, weighting="uniform", start="measured", gate_margin=0.1)
 
 
 def ensemble(data, arms=ARMS, n_seed=2, field="free", seed=0, **changed):
@@ -72,7 +73,7 @@ def fit(model, data, n_epochs=15):
     return session
 
 
-@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "messages"])
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "signed_hill", "messages"])
 def test_an_ensemble_equals_its_models_trained_one_by_one(data, field):
     together = ensemble(data, field=field)
     start = {k: v.clone() for k, v in together.named_parameters()}
@@ -111,7 +112,7 @@ def test_training_does_not_read_what_is_held_out(screen):
     other = replace(recording, state=changed)
     models = []
     for one in (recording, other):
-        data = ScreenData(one, {}, weighting="uniform", gate_margin=0.1)
+        data = ScreenData(one, {}, weighting="uniform", start="measured", gate_margin=0.1)
         model = ensemble(data)
         fit(model, data)
         models.append(model)
@@ -119,7 +120,7 @@ def test_training_does_not_read_what_is_held_out(screen):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "messages"])
+@pytest.mark.parametrize("field", ["free", "production_decay", "hill", "signed_hill", "messages"])
 def test_a_gene_without_production_decays(data, field):
     model = ensemble(data, field=field)
     batch = data.everything()
@@ -176,7 +177,7 @@ def test_what_cannot_be_asked_is_refused(data, screen):
     with pytest.raises(ConfigError, match="must hold 'standard'"):
         ensemble(data, arms={"ssP": {"steady_perturbed": 1.0}})
     recording, _ = HillScreen(**{**SCREEN, "has_control": False}).simulate(3)
-    without = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    without = ScreenData(recording, {}, weighting="uniform", start="measured", gate_margin=0.1)
     model = ensemble(without)
     objective = ScreenObjective(data_loss="squared", dispersion=0.0, rollout_day=10.0)
     objective.prepare(without)
@@ -186,9 +187,27 @@ def test_what_cannot_be_asked_is_refused(data, screen):
         HillScreen(**{**SCREEN, "n_test_double": 7})
 
 
+def test_the_start_is_the_mean_of_unperturbed_training_cells(screen):
+    recording, _ = screen
+    knobs = {"weighting": "uniform", "gate_margin": 0.1}
+    measured = ScreenData(recording, {}, start="measured", **knobs).everything()
+    torch.testing.assert_close(measured.start[0], recording.state[:, 0])
+    batch = ScreenData(recording, {}, start="unperturbed", **knobs).everything()
+    expected = recording.state[0].mean(0)
+    torch.testing.assert_close(batch.start[0], expected.expand_as(batch.start[0]))
+    assert torch.equal(batch.target, measured.target)
+    without = HillScreen(**{**SCREEN, "has_control": False}).simulate(3)[0]
+    with pytest.raises(ConfigError, match="there are none"):
+        ScreenData(without, {}, start="unperturbed", **knobs)
+    with pytest.raises(ConfigError, match="unknown start 'rest'"):
+        ScreenData(recording, {}, start="rest", **knobs)
+
+
 def test_inverse_variance_keeps_the_size_of_the_data_loss(screen):
     recording, _ = screen
-    data = ScreenData(recording, {}, weighting="inverse_variance", gate_margin=0.1)
+    data = ScreenData(
+        recording, {}, weighting="inverse_variance", start="measured", gate_margin=0.1
+    )
     batch = data.batch(data.starts(1))
     measured = data.knocked_out[data.train_index] == 0
     weight = batch.weight.movedim(1, 2)[measured]
@@ -197,10 +216,54 @@ def test_inverse_variance_keeps_the_size_of_the_data_loss(screen):
     assert (batch.weight.movedim(1, 2)[~measured] == 0).all()
 
 
+def test_a_signed_hill_field_with_known_signs_is_the_network():
+    screen = HillScreen(**{**SCREEN, "max_regulators": 1}).simulate(3)
+    truth = screen[1].parameters
+    sign = truth["sign"]
+    data = ScreenData(
+        screen[0], {"is_edge": sign != 0}, weighting="uniform", start="measured", gate_margin=0.1
+    ).astype(torch.float64)
+    model = ensemble(data, n_seed=1, field="signed_hill")
+    scale = float(model.get_buffer("scale")[0])
+    gene = torch.arange(6)[:, None]
+    regulator = model.get_buffer("regulator")
+    with torch.no_grad():
+        model.weights[0].copy_(10 * sign[gene, regulator].expand_as(model.weights[0]))
+        model.log_threshold.copy_((truth["threshold"][gene, regulator] / scale).log())
+        model.log_exponent.copy_(truth["exponent"][gene, regulator].log())
+        model.biases[0].copy_(torch.logit(truth["beta"]))
+        model.log_top.copy_(truth["alpha"].log())
+        model.log_gamma.copy_(truth["gamma"].log())
+    network = HillNetwork(**{f.name: truth[f.name] for f in fields(HillNetwork)})
+    batch = data.everything()
+    expected = network.rate(batch.start[0], batch.production, batch.regulation)
+    with torch.no_grad():
+        found = model.rate(batch.start.expand(model.n_model, -1, -1), batch)[0]
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+def test_a_regulator_of_unknown_sign_changes_nothing(screen):
+    recording, truth = screen
+    given = {"is_edge": truth.parameters["sign"] != 0}
+    data = ScreenData(recording, given, weighting="uniform", start="measured", gate_margin=0.1)
+    model = ensemble(data, n_seed=1, field="signed_hill")
+    state = torch.rand(model.n_model, 2, 6, dtype=torch.float64) + 0.5
+    state[:, 1] = state[:, 0]
+    state[:, 1, 2] = 0.0
+    with torch.no_grad():
+        before = model.signed_production(state)
+        assert not torch.allclose(before[:, 0], before[:, 1])
+        model.weights[0].zero_()
+        made = model.signed_production(state)
+    torch.testing.assert_close(made[:, 0], made[:, 1])
+
+
 def test_messages_run_along_the_edges_of_the_graph_alone(screen):
     recording, truth = screen
     edges = truth.parameters["sign"] != 0
-    data = ScreenData(recording, {"is_edge": edges}, weighting="uniform", gate_margin=0.1)
+    data = ScreenData(
+        recording, {"is_edge": edges}, weighting="uniform", start="measured", gate_margin=0.1
+    )
     model = ensemble(data, field="messages", n_seed=1)
     batch = data.everything()
     x = batch.start[0, :1]
@@ -233,16 +296,17 @@ def test_gradients_by_the_adjoint_equation_are_those_through_the_steps(data):
     torch.testing.assert_close(found["adjoint"], found["dopri5"], rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_that_underflows_is_said_in_words(data):
+def test_a_field_too_stiff_for_its_steps_is_said_in_words(data, monkeypatch):
     from neuralgraph.core.errors import SolverError
 
+    monkeypatch.setattr("neuralgraph.systems.perturb_ode.model.MAX_STEPS", 200)
     model = ensemble(
         data, arms={"standard": {}}, n_seed=1, solver="dopri5", field="production_decay",
         rtol=1e-6, atol=1e-9,
     )  # fmt: skip
     with torch.no_grad():
         model.log_gamma[:, 3] = 30.0
-    with pytest.raises(SolverError, match=r"at t = .*G4"):
+    with torch.no_grad(), pytest.raises(SolverError, match=r"at t = .*G4"):
         model.predict(data.everything())
     with pytest.raises(ConfigError, match="adjoint"):
         ensemble(data, solver="adjoin")
@@ -250,7 +314,7 @@ def test_a_step_that_underflows_is_said_in_words(data):
 
 def test_media_change_what_a_field_makes(screen):
     recording, _ = HillScreen(**{**SCREEN, "n_medium": 1}).simulate(3)
-    data = ScreenData(recording, {}, weighting="uniform", gate_margin=0.1)
+    data = ScreenData(recording, {}, weighting="uniform", start="measured", gate_margin=0.1)
     batch = data.everything()
     for medium in ("additive", "film"):
         model = ensemble(data, arms={"standard": {}}, n_seed=1, medium=medium)
