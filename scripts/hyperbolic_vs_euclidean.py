@@ -257,13 +257,11 @@ def resampled(
     import numpy as np
 
     n_seed, n = difference.shape
-    found = np.empty(N_BOOTSTRAP)
-    for i in range(N_BOOTSTRAP):
-        seed = random.integers(0, n_seed, n_seed) if over_seeds else np.arange(n_seed)
-        shape = (1, n) if is_same else (n_seed, n)
-        column = np.broadcast_to(random.integers(0, n, shape), (n_seed, n))
-        found[i] = np.take_along_axis(difference[seed], column, 1).mean()
-    return found
+    seed = np.arange(n_seed)[None]
+    if over_seeds:
+        seed = random.integers(0, n_seed, (N_BOOTSTRAP, n_seed))
+    column = random.integers(0, n, (N_BOOTSTRAP, 1 if is_same else n_seed, n))
+    return difference[seed[:, :, None], column].mean((1, 2))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
