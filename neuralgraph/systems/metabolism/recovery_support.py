@@ -42,7 +42,6 @@ from neuralgraph.systems.metabolism.recovery_columns import (
 )
 from neuralgraph.systems.metabolism.recovery_pursuit import Pursuit
 from neuralgraph.systems.metabolism.recovery_twins import (
-    MOST_SPLIT,
     Groups,
     merged_columns,
     split,
@@ -52,6 +51,8 @@ Array = np.ndarray
 Log = Callable[[str], None]
 CLEAR = 10.0
 """Amount over its error above which a product is not in question."""
+MOST_QUESTION = 6
+"""Products of a reaction among which the alternatives to its answer are counted."""
 TINY = 1e-12
 
 
@@ -236,7 +237,7 @@ def _candidates(
     """The present answer, and every other that the products in question allow."""
     made = answer.met[answer.value > 0]
     question = question[~np.isin(question, answer.substrates)]
-    other = np.setdiff1d(question, made)[: max(0, MOST_SPLIT - len(made))]
+    other = np.setdiff1d(question, made)[: max(0, MOST_QUESTION - len(made))]
     products = np.r_[made, other].astype(int)
     optional = np.isin(products, question) | (len(products) > max_products)
     return column_of(

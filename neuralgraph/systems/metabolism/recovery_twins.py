@@ -29,9 +29,10 @@ from neuralgraph.systems.metabolism.recovery_columns import (
 
 Array = np.ndarray
 CHUNK = 256
-MOST_STARTS = 6
-MOST_SPLIT = 6
-"""Products that several reactions share at most where all ways to share them are tried."""
+MOST_STARTS = 3
+MOST_SWEEPS = 3
+MOST_SPLIT = 9
+"""Products of a group at most that are tried in all ways; groups that have more come out wrong."""
 
 
 @dataclass(frozen=True)
@@ -258,15 +259,18 @@ def _split_group(
     # more than two: pair after pair, from several beginnings
     for first in range(min(len(pairs), MOST_STARTS)):
         chosen: dict[int, tuple[int, float]] = {}
-        value = 0.0
-        order = pairs[first:] + pairs[:first]
-        for one, two in order if len(pairs) == 1 else 3 * order:
-            rest = data
-            for j in set(chosen) - {one, two}:
-                q, k = chosen[j]
-                rest = rest.add(x[q], codes[code[q]], k)
-            value, a, b, k1, k2 = rest.best_pair(x, code, codes)
-            chosen[one], chosen[two] = (a, k1), (b, k2)
+        value, before = 0.0, -1.0
+        for _ in range(MOST_SWEEPS):
+            for one, two in pairs[first:] + pairs[:first]:
+                rest = data
+                for j in set(chosen) - {one, two}:
+                    q, k = chosen[j]
+                    rest = rest.add(x[q], codes[code[q]], k)
+                value, a, b, k1, k2 = rest.best_pair(x, code, codes)
+                chosen[one], chosen[two] = (a, k1), (b, k2)
+            if len(pairs) == 1 or value <= before * (1 + 1e-12):
+                break
+            before = value
         if value > best[0]:
             best = (value, chosen)
     out = {}
