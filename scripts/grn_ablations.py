@@ -116,6 +116,13 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(x.mean()), half
 
 
+def plus_minus(values: list[float], n_digit: int, sign: str = "-") -> str:
+    """Mean and half the width of its interval as text; one value has no interval."""
+    mean, half = interval(values)
+    text = f"{mean:{sign}.{n_digit}f}"
+    return f"{text} ± {half:.{n_digit}f}" if len(values) > 1 else text
+
+
 def table(path: Path) -> str:
     """Accuracy by variant, and its difference to the whole network of the same seed."""
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
@@ -135,12 +142,12 @@ def table(path: Path) -> str:
         cells = []
         for n in sizes:
             own = score[variant][n]
-            mean, half = interval([own[s]["accuracy"] for s in seeds])
+            accuracy = plus_minus([own[s]["accuracy"] for s in seeds], 4)
             paired = [s for s in seeds if s in whole.get(n, {})]
-            gap, wide = interval([own[s]["accuracy"] - whole[n][s]["accuracy"] for s in paired])
+            gaps = [100 * (own[s]["accuracy"] - whole[n][s]["accuracy"]) for s in paired]
             recall, _ = interval([own[s]["balanced"] for s in seeds])
-            gap_text = "" if variant in WHOLE.values() else f"{100 * gap:+.1f} ± {100 * wide:.1f}"
-            cells.append(f"{mean:.4f} ± {half:.4f} | {gap_text} | {recall:.3f}")
+            difference = "" if variant in WHOLE.values() or not gaps else plus_minus(gaps, 1, "+")
+            cells.append(f"{accuracy} | {difference} | {recall:.3f}")
         spent = interval([score[variant][sizes[0]][s]["train_seconds"] for s in seeds])[0]
         rows.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {spent:.0f} |")
     return "\n".join(rows) + "\n"

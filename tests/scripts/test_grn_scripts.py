@@ -84,3 +84,5 @@ def test_the_table_of_ablations_compares_variants_of_the_same_seed(tmp_path):
     text = ablations.table(file)
     assert "| all | 3 | 0.8000 ± 0.2484 |" in text  # 0.1 · t(0.975, 2) / √3
     assert "| no relations | 3 | 0.7800 ± 0.2484 | -2.0 ± 0.0 |" in text
+    file.write_text("\n".join(json.dumps(line) for line in lines[:2]) + "\n")
+    assert "| no relations | 1 | 0.8800 | -2.0 | 0.500 |" in ablations.table(file)
