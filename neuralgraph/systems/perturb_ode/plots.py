@@ -151,8 +151,11 @@ class SeriesReporter:
         errors = scorecard.facts["errors"]
         with style.house():
             figure, ax = plt.subplots(figsize=(7.4, 4.2))
-            for arm, curve in curves.items():
-                (line,) = ax.plot(curve["epoch"], curve["mean"], label=f"{arm} ({curve['n_seed']})")
+            for i, (arm, curve) in enumerate(curves.items()):
+                dashes = ("-", "-.", ":")[i // len(style.CYCLE) % 3]  # colours come round
+                (line,) = ax.plot(
+                    curve["epoch"], curve["mean"], dashes, label=f"{arm} ({curve['n_seed']})"
+                )
                 if curve["n_seed"] > 1:
                     ax.fill_between(
                         curve["epoch"], curve["low"], curve["high"], alpha=0.18, lw=0,
