@@ -305,9 +305,10 @@ def decode(
     """Steps 1 to 4 of the module's text; arguments as in :func:`recover_stoichiometry`.
 
     ``order`` ranks the random rate laws ``(n_draw, n_theta)``, those to be tried first in front.
-    ``n_try`` of the starts are annealed; the least objective goes on. ``first`` is a polynomial law
-    to start from before any random one. With ``needs_networks`` the
-    law is two networks even where the polynomial explains more.
+    ``n_try`` of the starts are annealed; the least objective goes on. ``first`` is a polynomial
+    law, ``(n_theta,)``, followed before any random one; it must come from data without noise, and
+    from the same ``degree`` and kinds of reactions. With ``needs_networks`` the law is two networks
+    even where the polynomial explains more.
     """
     say: Log = log if log is not None else lambda _: None
     noise = np.zeros(problem.n_met) if noise is None else np.asarray(noise, dtype=np.float64)

@@ -9,8 +9,9 @@ metabolite may be a product. Four steps:
    :mod:`neuralgraph.systems.metabolism.recovery` on these products learns the law from the
    metabolites whose products are right; with its rate functions the products are looked for again,
    metabolite by metabolite (:mod:`neuralgraph.systems.metabolism.recovery_amounts`), until they
-   stay. Each turn starts from the law found before and from a new one; a turn after which more is
-   left unexplained is not kept. Reactions with equal substrates count as one, tied to no integers.
+   stay. Each turn starts from the law found before and from new ones, and anneals the best two; a
+   turn after which more is left unexplained is not kept. Reactions with equal substrates count as
+   one, tied to no integers.
 3. *Integers.* The search of the integer decoding, with networks as the law, on the products found.
 4. *Reactions with equal substrates* are told apart
    (:mod:`neuralgraph.systems.metabolism.recovery_twins`); law and rate constants are solved again.

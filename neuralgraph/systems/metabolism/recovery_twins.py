@@ -30,7 +30,9 @@ from neuralgraph.systems.metabolism.recovery_columns import (
 Array = np.ndarray
 CHUNK = 256
 MOST_STARTS = 3
+"""Beginnings at most from which a group of more than two is told apart."""
 MOST_SWEEPS = 3
+"""Sweeps over the pairs of such a group at most; they end when nothing more is explained."""
 MOST_SPLIT = 9
 """Products of a group at most that are tried in all ways; groups that have more come out wrong."""
 
