@@ -125,9 +125,13 @@ class Knowledge:
         found = {key: self._idle_at(key) for key in self.space}
         return {key: places for key, places in found.items() if places}
 
-    def without_idle(self, values: Values) -> Key:
-        """Configuration without seed and without idle values: equal for what would be one run."""
-        idle = [key for key, places in self.idle.items() if self._is_among(key, values, places)]
+    def acting(self, values: Values) -> Key:
+        """Configuration without the seed, idle values, and parameters whose needs are not met.
+
+        It is equal for what would be one run.
+        """
+        idle = {key for key, places in self.idle.items() if self._is_among(key, values, places)}
+        idle |= {key for key, p in self.space.items() if p.missing(values) != {}}
         return key_of(values, but=(SEED, *idle))
 
     def _idle_at(self, key: str) -> tuple[float, ...]:

@@ -197,7 +197,8 @@ def _moves(view: View, name: str, why: str) -> Proposal | None:
                 new = view.space[move.key].moved(values[move.key], 1 if move.to == "up" else -1)
             if new is not None and not same_value(new, values[move.key]):
                 changes[move.key] = new
-        for chosen in [changes, *({k: v} for k, v in changes.items())]:
+        alone = [{k: v} for k, v in changes.items() if not view.space.is_switch(k)]
+        for chosen in [changes, *alone]:
             found = view.proposal(node.id, chosen, name, why) if chosen else None
             if found is not None:
                 return found

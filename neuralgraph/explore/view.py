@@ -111,13 +111,13 @@ class View:
     def is_tried(self, values: Mapping[str, Any]) -> bool:
         """Whether this configuration has run, or is in the batch already.
 
-        What differs from an earlier run by idle values only would be that run once more.
+        What differs from an earlier run only by what does not act would be that run once more.
         """
-        return self.knowledge.without_idle(values) in self._tried
+        return self.knowledge.acting(values) in self._tried
 
     @cached_property
     def _tried(self) -> set[Key]:
-        return {self.knowledge.without_idle(r.values) for r in (*self.history, *self.drafts)}
+        return {self.knowledge.acting(r.values) for r in (*self.history, *self.drafts)}
 
     def streak(self, holds: Callable[[Iteration], bool]) -> int:
         """How many of the block's newest iterations in a row a statement holds for."""

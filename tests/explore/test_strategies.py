@@ -247,6 +247,26 @@ def test_what_changed_nothing_to_the_last_bit_is_not_run_again(kit, see):
     assert see(runs[0], noisy).knowledge.idle == {}
 
 
+def test_a_parameter_that_cannot_act_makes_no_new_run(kit, see):
+    """A number of steps without the switch that lets it act, or the switch without the number."""
+    space = {
+        "loop.rate": kit.space["loop.rate"],
+        "loop.batch": {"values": [8, 16, 32], "needs": {"loss.penalty": 1.0}},
+        "loss.penalty": {"values": [0.0, 1.0]},
+    }
+    plan = {"moves": {"degeneracy-break": {"loss.penalty": 1.0, "loop.batch": "up"}}}
+    view = see(kit.made(1, rewards=0.5), space=space, plan=plan)
+    assert view.is_tried({**view.values_of(1), "loop.batch": 32})
+    assert not view.is_tried({**view.values_of(1), "loop.batch": 32, "loss.penalty": 1.0})
+    both = strategies.degeneracy_break(view, "gap")
+    assert {c.key for c in both.changes} == {"loss.penalty", "loop.batch"}
+    tried = see(
+        kit.made(1, rewards=0.5), kit.made(2, 1, batch=32, penalty=1.0), space=space, plan=plan
+    )
+    found = strategies.degeneracy_break(tried, "gap")
+    assert found is None or "loop.batch" in {c.key for c in found.changes}
+
+
 def test_a_strategy_that_improved_nothing_twice_rests_for_the_block(kit, see):
     used = [kit.made(1, metrics={"gap": 0.5}),
             *(kit.made(i, 1, rewards=0.4, strategy="degeneracy-break", lr=i * 1e-3,
