@@ -28,6 +28,8 @@ MOST_REACTIONS = 40
 MOST_TRIES = 3
 """Times a reaction may enter a row while it grows."""
 RIDGE = 1e-14
+LEAST_TOTAL = 1e-18
+"""Squared variation of a derivative, over the largest one, below which nothing happens there."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class RatePursuit:
             else:
                 middle.append(f[chosen])
                 deviation += _changes(f, s, chosen)
+        self.largest = max(int(s.max()) for s in sizes)
         count = [s.shape[1] for s in sizes]
         self.own = np.split(self.n_rxn + np.arange(sum(count)), np.cumsum(count)[:-1])
         x = np.array([*middle, *deviation])
@@ -85,7 +88,9 @@ class RatePursuit:
         y = y - y.mean(1, keepdims=True)
         self.gram, self.right = x @ x.T, x @ y.T
         self.square = np.maximum(np.diag(self.gram)[: self.n_rxn], 1e-300)
-        self.total = np.maximum((y**2).sum(1), 1e-300)
+        total = (y**2).sum(1)
+        self.live = total > LEAST_TOTAL * total.max()
+        self.total = np.maximum(total, 1e-300)
         self.n_frame = y.shape[1]
 
     def run(self, value: Array, n_pass: int = 3) -> Amounts:
@@ -105,8 +110,8 @@ class RatePursuit:
 
     def _all(self, value: Array, low: Array, high: Array, share: float, signal: float) -> Amounts:
         new, error = np.zeros((2, self.n_met, self.n_rxn))
-        residual = np.zeros(self.n_met)
-        for i in range(self.n_met):
+        residual = np.ones(self.n_met)
+        for i in np.flatnonzero(self.live).tolist():
             # what was found before may be a dead end: start without it as well
             starts = [value[i], np.where(self.is_sub[i], value[i], 0.0)] if signal else [value[i]]
             rows = [_Row(self, i, start) for start in starts]
@@ -121,18 +126,18 @@ class RatePursuit:
         return Amounts(new, error, residual)
 
     def _bounds(self, found: Amounts) -> tuple[Array, Array]:
-        """Amounts that a product of each reaction may have: its substrates have k or 2 k."""
+        """Amounts a product of each reaction may have: its substrates have 1 to largest times k."""
         low, high = np.zeros(self.n_rxn), np.full(self.n_rxn, np.inf)
         for j in range(self.n_rxn):
-            rows = np.flatnonzero(self.is_sub[:, j])
+            rows = np.flatnonzero(self.is_sub[:, j] & self.live)
             if not len(rows):
                 continue
             size, error = np.abs(found.value[rows, j]), 3 * found.error[rows, j]
             # where the reaction is seen best
             clear = int(np.argmin(error / np.maximum(size, 1e-12)))
-            least = max(float(size[clear] - error[clear]) / 2, 0.0)
+            least = max(float(size[clear] - error[clear]) / self.largest, 0.0)
             low[j] = 0.8 * least if self.is_single[j] else 0.0
-            high[j] = 2.4 * max(float(size[clear] + error[clear]), 1e-12)
+            high[j] = 1.2 * self.largest * max(float(size[clear] + error[clear]), 1e-12)
             if size[clear] < error[clear]:  # hardly seen
                 high[j] *= 10
         return low, high

@@ -265,6 +265,20 @@ def test_a_right_guess_of_the_coefficients_leaves_nothing_unexplained() -> None:
     assert wrong.run(np.where(s < 0, -1.0, 0.0)).residual.max() < 1e-4  # one |s| wrong: as good
 
 
+@pytest.mark.parametrize(("consumed", "made"), [(3.0, 1.0), (1.0, 3.0)])
+def test_bounds_of_the_amounts_allow_every_ratio_of_integers(consumed: float, made: float) -> None:
+    """With integers to 3 a product may have three times, or a third of, what its substrate has."""
+    r = np.random.default_rng(4)
+    sizes = np.array([[1], [2], [3]])
+    rate = list(r.uniform(0.5, 1.5, size=(3, 3, 300)))
+    s = np.diag([-consumed, -1.0, -1.0])
+    s[1, 0] = made
+    y = s @ np.stack([f[int(consumed) - 1] for f in rate])
+    guess = [int(consumed) - 1] * 3
+    found = RatePursuit(rate, [sizes] * 3, guess, y, s < 0, np.ones(3, dtype=bool))
+    np.testing.assert_allclose(found.run(np.minimum(s, 0.0)).value, s, atol=1e-3)
+
+
 def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrates() -> None:
     r = np.random.default_rng(2)
     n_frame, sizes = 200, np.array([[1, 1], [1, 2], [2, 1], [2, 2]])
@@ -286,6 +300,16 @@ def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrate
     np.testing.assert_array_equal(found.value[:3] > 0, s[:3] > 0)
     np.testing.assert_allclose(found.value[0, :3], s[0, :3], rtol=1e-2)
     assert found.residual.max() < 1e-2
+
+
+def test_products_of_reactions_whose_substrates_are_held_constant() -> None:
+    """A clamped metabolite has no derivative to explain, and says nothing about a rate constant."""
+    rate = list(np.random.default_rng(6).uniform(0.5, 1.5, size=(2, 1, 100)))
+    s = np.array([[0.0, 0.0], [2.0, -1.0]])
+    is_sub = np.array([[True, False], [False, True]])
+    y = s @ np.concatenate(rate)
+    again = RatePursuit(rate, [np.ones((1, 1), int)] * 2, [0, 0], y, is_sub, np.ones(2, bool))
+    np.testing.assert_allclose(again.run(np.zeros((2, 2))).value, s, atol=1e-3)
 
 
 def test_a_pursuit_of_reactions_that_push_each_other_out_ends(
