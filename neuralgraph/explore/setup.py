@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuralgraph.core.errors import ConfigError, nearest
+from neuralgraph.core.glossary import explain
 from neuralgraph.explore.history import Proposal
 from neuralgraph.explore.notebook import CodeChange
 from neuralgraph.explore.plan import Plan, declared_keys, location, read_plan, variants_of
@@ -111,6 +112,7 @@ def prepare(config: Mapping[str, Any]) -> Search:
     for slot in plan.first_batch:
         for key, value in slot.values.items():
             space.check(key, value)
+    _refuse_unknown_metric(evaluation.primary_metric, getattr(evaluation, "meanings", {}))
     seed = config["seed"] if settings.seed is None else settings.seed
     return Search(
         name=config["name"],
@@ -124,6 +126,15 @@ def prepare(config: Mapping[str, Any]) -> Search:
         reward=Reward(evaluation.direction, settings.reward_best, settings.reward_scale),
         seed=seed,
     )
+
+
+def _refuse_unknown_metric(metric: str, meanings: Mapping[str, str]) -> None:
+    """Where the evaluator says what it computes; elsewhere the first scorecard tells."""
+    if meanings and not explain([metric], meanings):
+        raise ConfigError(
+            f"evaluation.primary_metric={metric}: the evaluation has no such metric; "
+            + nearest(metric, meanings)
+        )
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,11 @@ def test_the_first_batch_of_document_002_is_its_four_slot_spread(composed, kit, 
     assert search.metric == metric and search.plan.memory_max_lines == 300
 
 
+def test_a_metric_the_evaluation_does_not_know_is_refused_before_any_run(composed):
+    with pytest.raises(ConfigError, match=r"no such metric; did you mean 'matrix_R2'"):
+        prepare(composed("+experiment=linear_smoke", "evaluation.primary_metric=matrx_R2"))
+
+
 SPACES = ("linear_smoke", "metabolism_s", "metabolism_joint_document", "grn_phenotype",
           "perturb_ode_simulated")  # fmt: skip
 
