@@ -40,7 +40,7 @@ Rates = Callable[[Tensor], Tensor]
 class Point:
     """Values and rates around which everything is linear.
 
-    Args:
+    Attributes:
         rates: ``(n_frame, n_met)`` and inputs -> rates at k = 1, ``(n_frame, n_rxn)``.
         exponent: Sum of order * log c over a reaction's substrates, ``(n_frame, n_rxn)``.
         k: ``(n_rxn,)``.

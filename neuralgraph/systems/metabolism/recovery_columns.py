@@ -520,7 +520,7 @@ def column_of(
     met = np.unique(np.concatenate([answer.met, *[np.r_[s, p] for s, p, _ in alternatives]]))
     met = met.astype(int)
     place = {int(m): q for q, m in enumerate(met)}
-    values = range(1, max_coefficient + 1)
+    values, most = range(1, max_coefficient + 1), max_products or len(met)
     rate: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     rows: dict[tuple[int, ...], int] = {}
     value = np.zeros(len(met), dtype=int)
@@ -531,14 +531,14 @@ def column_of(
         for sizes in itertools.product(values, repeat=len(substrates)):
             key = (tuple(int(m) for m in substrates), tuple(int(s) for s in sizes))
             code = rate.setdefault(key, len(rate))
-            for made in itertools.product(*choice):
+            for made in _with_at_most(most, choice):
                 value = np.zeros(len(met), dtype=int)
                 value[[place[int(m)] for m in substrates]] = [-s for s in sizes]
                 value[[place[int(m)] for m in products]] = made
                 rows.setdefault((*value.tolist(), code), len(rows))
     table = np.array(list(rows))
     n_product = (table[:, :-1] > 0).sum(1)
-    keep = (n_product > 0) & (n_product <= (max_products or len(met)))
+    keep = (n_product > 0) & (n_product <= most)
     keep[0] = True
     if not n_product.any():  # nothing known to be produced yet
         keep[:] = True
@@ -551,3 +551,15 @@ def column_of(
         log_prior=np.zeros(len(table)),
         guess=table[0, :-1].astype(float),
     )
+
+
+def _with_at_most(most: int, choice: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """The product of the choices, in its order, without entries that have more non-zeros."""
+    if not choice:
+        yield ()
+        return
+    for value in choice[0]:
+        left = most - (value != 0)
+        if left >= 0:
+            for rest in _with_at_most(left, choice[1:]):
+                yield (value, *rest)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralgraph.systems.metabolism.recovery_amounts import LEAST_TOTAL
 from neuralgraph.systems.metabolism.recovery_checks import RecoveryProblem
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw, legendre
 from neuralgraph.systems.metabolism.recovery_roles import (
@@ -63,6 +64,7 @@ class Pursuit:
     ) -> None:
         self.substrates = [tuple(s.tolist()) for s in substrates]
         self.n_rxn, self.n_met = len(substrates), problem.n_met
+        self.max_coefficient = problem.max_coefficient
         c = problem.concentration
         extent = np.abs((c - problem.center) / problem.half_width).max(1)
         frames = np.sort(np.argsort(extent, kind="stable")[:n_frame])
@@ -85,6 +87,7 @@ class Pursuit:
         self.gram = self.phi @ self.phi.T
         self.right = self.phi @ y.T
         self.total = (y**2).sum(1)
+        self.live = self.total > LEAST_TOTAL * self.total.max()
         self.is_sub = np.zeros((self.n_met, self.n_rxn), dtype=bool)
         for j, subs in enumerate(self.substrates):
             self.is_sub[list(subs), self.stands_for[j]] = True
@@ -181,6 +184,8 @@ class Pursuit:
         return w, cov, feature, noise
 
     def _row(self, i: int, old: _Row | None, ratio: list[list[float]]) -> tuple[_Row, float]:
+        if not self.live[i]:
+            return _Row([], np.empty(0), np.empty(0)), max(self.total[i], 1e-300) / self.n_frame
         # a reaction brings about 40 coefficients
         most = max(2, min(30, self.n_frame // 40))
         active = np.flatnonzero(self.is_sub[i]).tolist()
@@ -202,7 +207,7 @@ class Pursuit:
             if self.sign:
                 open_ &= amount * self.sign > 0
                 open_ &= np.abs(amount) + error > 0.5 * self.low
-                open_ &= np.abs(amount) - error < 3 * self.high
+                open_ &= np.abs(amount) - error < 1.5 * self.max_coefficient * self.high
             share = np.where(open_, left * amount, 0.0) / (noise * self.n_frame)
             best = int(share.argmax())
             if share[best] < LEAST_SHARE:
@@ -272,10 +277,13 @@ class Pursuit:
             self.mean /= self.mean[0]
         amount = [dict(zip(r.active, np.abs(r.amount), strict=True)) for r in self.rows]
         for j in np.unique(self.stands_for):
-            # as a substrate the amount is 1 or 2 times k
-            middle = float(np.median([amount[i].get(j, 0.0) for i in self.substrates[j]]))
+            # as a substrate the amount is 1 to max_coefficient times k
+            live = [i for i in self.substrates[j] if self.live[i]]
+            if not live:
+                continue
+            middle = float(np.median([amount[i].get(j, 0.0) for i in live]))
             alone = int((self.stands_for == j).sum()) == 1
-            self.low[j] = middle / 2 if alone else 0.0
+            self.low[j] = middle / self.max_coefficient if alone else 0.0
             self.high[j] = middle
 
     def order(self, poly: PolynomialLaw, draws: Array) -> Array:

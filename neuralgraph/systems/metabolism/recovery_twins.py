@@ -14,6 +14,7 @@ is not known sharply, only the sum of their actions on each metabolite can be se
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,8 @@ MOST_SWEEPS = 3
 """Sweeps over the pairs of such a group at most; they end when nothing more is explained."""
 MOST_SPLIT = 9
 """Products of a group at most that are tried in all ways; groups that have more come out wrong."""
+MOST_CANDIDATES = 8000
+"""Columns of a reaction at most, whose pairs are tried; reached with coefficients above 2 only."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,12 @@ class _Rest:
         return best[0] + float(b @ inverse @ b), best[1], best[2], float(best[3]), float(best[4])
 
 
+def _n_column(n_rate: int, n_product: int, max_coefficient: int, max_products: int) -> int:
+    """Columns with any coefficients on some of ``n_product`` metabolites."""
+    sizes = range(min(n_product, max_products) + 1)
+    return n_rate * sum(math.comb(n_product, n) * max_coefficient**n for n in sizes)
+
+
 def _split_group(
     data: _Rest,
     member: tuple[int, ...],
@@ -248,7 +257,10 @@ def _split_group(
 ) -> dict[int, tuple[ReactionAnswer, float]]:
     made = met[len(subs) :]
     # the largest, where there are too many to try everything
-    tried = made[np.argsort(-amount[len(subs) :], kind="stable")[:MOST_SPLIT]]
+    n_tried = MOST_SPLIT
+    while _n_column(len(column.rate), n_tried, max_coefficient, max_products) > MOST_CANDIDATES:
+        n_tried -= 1
+    tried = made[np.argsort(-amount[len(subs) :], kind="stable")[:n_tried]]
     start = ReactionAnswer(np.array(subs), -np.ones(len(subs), dtype=int), subs, (1,) * len(subs))
     optional = np.ones(len(tried), dtype=bool)
     table = column_of(start, [(subs, tried, optional)], max_coefficient, max_products)

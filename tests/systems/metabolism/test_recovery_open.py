@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +26,19 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     Column,
     ColumnDecoder,
     ReactionAnswer,
+    _with_at_most,
     column_of,
 )
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
 from neuralgraph.systems.metabolism.recovery_pursuit import LEAST_CLEARNESS, Pursuit
 from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
 from neuralgraph.systems.metabolism.recovery_support import recover_support
-from neuralgraph.systems.metabolism.recovery_twins import Groups, merged_columns
+from neuralgraph.systems.metabolism.recovery_twins import (
+    MOST_CANDIDATES,
+    Groups,
+    _n_column,
+    merged_columns,
+)
 from neuralgraph.systems.metabolism.start_open import Difference
 
 N_MET, N_RXN = 12, 12
@@ -155,6 +162,25 @@ def test_most_products_limits_the_candidates() -> None:
     assert len(column.table) == 2 * 4 * 2
 
 
+def test_candidates_with_too_many_products_are_never_formed() -> None:
+    """Of twenty products two at most: 3^20 combinations would not fit into any memory."""
+    choice = [(0, 1, 2), (1, 2), (0, 1, 2), (0, 1, 2)]
+    few = [made for made in itertools.product(*choice) if np.count_nonzero(made) <= 2]
+    assert list(_with_at_most(2, choice)) == few
+    answer = ReactionAnswer(np.array([0]), np.array([-1]), (0,), (1,))
+    column = column_of(answer, [((0,), np.arange(1, 21), np.ones(20, dtype=bool))], 2, 2)
+    assert len(column.table) == 1 + 2 * (20 * 2 + 190 * 4)  # the first: nothing produced yet
+
+
+def test_pairs_of_columns_stay_within_memory_whatever_the_coefficients() -> None:
+    answer = ReactionAnswer(np.array([0]), np.array([-1]), (0,), (1,))
+    column = column_of(answer, [((0,), np.arange(1, 6), np.ones(5, dtype=bool))], 3, 3)
+    assert _n_column(3, 5, 3, 3) == len(column.table) + 2  # nothing produced: the answer alone
+    for n_rate, n_product in ((8, 9), (4, 9), (2, 9)):  # three substrates with coefficients to 2
+        assert _n_column(n_rate, n_product, 2, 3) <= MOST_CANDIDATES
+    assert _n_column(27, 9, 3, 3) > MOST_CANDIDATES >= _n_column(27, 1, 3, 3)
+
+
 @pytest.mark.parametrize("seed", [5])
 def test_roles_are_read_off_what_the_derivatives_depend_on(seed: int) -> None:
     small = make(seed)
@@ -174,8 +200,6 @@ def test_roles_are_read_off_what_the_derivatives_depend_on(seed: int) -> None:
 
 
 def _subsets(n: int) -> list[tuple[int, ...]]:
-    import itertools
-
     return [s for k in range(1, n) for s in itertools.combinations(range(n), k)]
 
 
@@ -304,6 +328,19 @@ def test_learned_rates_show_slow_products_whatever_the_coefficients_of_substrate
 
 def test_products_of_reactions_whose_substrates_are_held_constant() -> None:
     """A clamped metabolite has no derivative to explain, and says nothing about a rate constant."""
+    small = make(5)
+    held = 0
+    assert (small.s[held] < 0).sum() > 2
+    small.dx_dt[:, held] = 0.0
+    substrates = [np.sort(small.sub[0][small.sub[1] == j]) for j in range(N_RXN)]
+    pursuit = Pursuit(small.problem(), substrates, np.random.default_rng(0), 240)
+    for _ in range(2):
+        pursuit.run()
+    amount = pursuit.amounts()
+    assert not amount[held].any() and np.isfinite(amount).all()
+    found, true = np.delete(amount > 0, held, 0), np.delete(small.s > 0, held, 0)
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.75
+
     rate = list(np.random.default_rng(6).uniform(0.5, 1.5, size=(2, 1, 100)))
     s = np.array([[0.0, 0.0], [2.0, -1.0]])
     is_sub = np.array([[True, False], [False, True]])
