@@ -307,6 +307,8 @@ def fit_networks(
     n_step: int,
     tolerance: float,
     log: Callable[[str], None] | None = None,
+    *,
+    near_guess: bool = False,
 ) -> tuple[Array, Array, int]:
     """Fit the networks in place for fixed integers; see :func:`fit_rate_mlp`."""
     fixed = FixedStoichiometry(decoder, size, shape)
@@ -320,7 +322,7 @@ def fit_networks(
         ridge = 1e-11 * np.diag(h) + 1e-13 * np.diag(h).max()
         theta = np.linalg.solve(h + np.diag(ridge), g)
         rate = decoder.polynomial_rates(theta)[np.arange(decoder.n_rxn), shape]
-        k_new, left = fixed.solve(rate, weight)
+        k_new, left = fixed.solve(rate, weight, k if near_guess else None)
         k = np.where(k_new > 0.2 * k, k_new, k)
         relative = np.sqrt((left**2).mean(1)) / decoder.rms
         weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + np.median(relative) ** 2)), 0)
@@ -334,7 +336,8 @@ def fit_networks(
     fit_to_theta(net, theta, h / gauge**2)
 
     rate = net.rates(concentration, decoder, shape)
-    k, left = fixed.solve(rate, weight)
+    centre = k if near_guess else None
+    k, left = fixed.solve(rate, weight, centre)
     damping, accepted, still = 1e2, 0, 0
     for it in range(n_step):
         relative = np.sqrt((left**2).mean(1)) / decoder.rms
@@ -347,7 +350,7 @@ def fit_networks(
         for _ in range(7):
             net.weights = origin + torch.from_numpy(step(damping))
             new_rate = net.rates(concentration, decoder, shape)
-            new_k, new_left = fixed.solve(new_rate, weight)
+            new_k, new_left = fixed.solve(new_rate, weight, centre)
             new_value = float((weight * (new_left**2).mean(1)).sum())
             if new_value < value:
                 break
@@ -396,6 +399,7 @@ def fit_rate_mlp(
     max_frames: int = 576,
     n_step: int = 40,
     tolerance: float = 1e-8,
+    near_guess: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> RateFit:
     r"""Train the shared networks in place with the stoichiometry fixed.
@@ -424,6 +428,9 @@ def fit_rate_mlp(
         max_frames: Frames used, evenly spread.
         n_step: Gauss-Newton steps on the data at most.
         tolerance: Median relative residual at which to stop.
+        near_guess: Whether rate constants that the data hardly determine stay near their first
+            guess (a Gaussian prior with a relative deviation of 1). Where some integers are wrong,
+            they would else leave for negative values, and the law with them.
         log: Called with one line of text per step.
 
     Returns:
@@ -477,7 +484,11 @@ def fit_rate_mlp(
         n_step,
         tolerance,
         log,
+        near_guess=near_guess,
     )
+    # least squares may drive a rate constant to 0 or below: it stays near the range it started in
+    scale = np.median(np.log10(np.maximum(k, 1e-300)) - log_k)
+    k = np.maximum(k, 0.1 * 10.0 ** (np.min(log_k) + scale))
     rate = net.rates(problem.concentration.T, decoder, shape)
     s = np.zeros((n_met, n_rxn))
     np.add.at(s, (decoder.met, decoder.rxn), decoder.sign * size)
@@ -487,7 +498,4 @@ def fit_rate_mlp(
     if kinds:
         msg_mlp.to(kinds[0])
         rate_mlp.to(kinds[-1])
-    # least squares may drive a rate constant to 0 or below: it stays near the range it started in
-    scale = np.median(np.log10(np.maximum(k, 1e-300)) - log_k)
-    k = np.maximum(k, 0.1 * 10.0 ** (np.min(log_k) + scale))
     return RateFit(np.log10(k), relative, accepted)

@@ -10,12 +10,16 @@ from neuralgraph.core.seeding import numpy_generator
 from neuralgraph.systems.metabolism.dataset import MetabolismData
 from neuralgraph.systems.metabolism.model import Metabolism_Propagation
 from neuralgraph.systems.metabolism.recovery_columns import RecoveredNetwork
+from neuralgraph.systems.metabolism.recovery_mlp import RateFit, fit_rate_mlp
 from neuralgraph.systems.metabolism.start import assign, stock_layers, take_back
 from neuralgraph.training.session import Session
 
 MAX_SUBSTRATES = 3
 MAX_PRODUCTS = 3
 """Sizes of a reaction that are considered where roles or support are open (document 001)."""
+
+LOST = float(np.log(2.0))
+"""Log residual that a fit of the law may lose against the decoding before it is tried otherwise."""
 
 
 class Difference(nn.Module):
@@ -56,7 +60,6 @@ def decode_open(
         max_coefficient: Largest integer considered.
         log_k_range: log10 k considered.
     """
-    from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
     from neuralgraph.systems.metabolism.recovery_noise import derivative_noise, is_noisy
     from neuralgraph.systems.metabolism.recovery_roles import recover_roles
     from neuralgraph.systems.metabolism.recovery_support import recover_support
@@ -136,33 +139,51 @@ def decode_open(
             session.log(median_residual=float(np.median(found.relative_residual)))
     kept = {name: session.store[name].numpy() for name in ("sto_sub", "sto_all")}
     in_rate, net = kept["sto_sub"] != 0, kept["sto_all"] != 0
+    log_k = model.log_k.detach().double().cpu().numpy()
+
+    def law(near_guess: bool) -> tuple[RateFit, nn.Sequential, nn.Sequential]:
+        msg_mlp, rate_mlp = stock_layers(model.msg_mlp), stock_layers(model.rate_mlp)
+        fit = fit_rate_mlp(
+            c,
+            dx_dt,
+            edge["met_sub"][in_rate],
+            edge["rxn_sub"][in_rate],
+            edge["met_all"][net],
+            edge["rxn_all"][net],
+            sto_sub=kept["sto_sub"][in_rate],
+            sto_all=kept["sto_all"][net],
+            log_k=log_k,
+            msg_mlp=msg_mlp if spec.has_roles else Difference(msg_mlp),
+            rate_mlp=rate_mlp,
+            n_met=spec.n_met,
+            n_rxn=spec.n_rxn,
+            rng=numpy_generator(session.seed, "rate law"),
+            n_step=budget.rounds(40),
+            # noise averages out over every frame, and a law of low degree is enough
+            max_frames=len(c) if noisy else 576,
+            degree=(6, 5, 4) if noisy else (10, 7, 6),
+            near_guess=near_guess,
+        )
+        return fit, msg_mlp, rate_mlp
+
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
-            msg_mlp, rate_mlp = stock_layers(model.msg_mlp), stock_layers(model.rate_mlp)
-            fit = fit_rate_mlp(
-                c,
-                dx_dt,
-                edge["met_sub"][in_rate],
-                edge["rxn_sub"][in_rate],
-                edge["met_all"][net],
-                edge["rxn_all"][net],
-                sto_sub=kept["sto_sub"][in_rate],
-                sto_all=kept["sto_all"][net],
-                log_k=model.log_k.detach().double().cpu().numpy(),
-                msg_mlp=msg_mlp if spec.has_roles else Difference(msg_mlp),
-                rate_mlp=rate_mlp,
-                n_met=spec.n_met,
-                n_rxn=spec.n_rxn,
-                rng=numpy_generator(session.seed, "rate law"),
-                n_step=budget.rounds(40),
-                # noise averages out over every frame, and a law of low degree is enough
-                max_frames=len(c) if noisy else 576,
-                degree=(6, 5, 4) if noisy else (10, 7, 6),
-            )
+            fit, msg_mlp, rate_mlp = law(near_guess=False)
+            if _misfit(fit.relative_residual) > _misfit(found.relative_residual) + LOST:
+                # some integers are wrong, and some rate constants left for negative values
+                other = law(near_guess=True)
+                if _misfit(other[0].relative_residual) < _misfit(fit.relative_residual):
+                    fit, msg_mlp, rate_mlp = other
             take_back(model.msg_mlp, msg_mlp)
             take_back(model.rate_mlp, rate_mlp)
             assign(model, log_k=fit.log_k)
             session.log(median_residual=float(np.median(fit.relative_residual)))
+
+
+def _misfit(relative_residual: np.ndarray) -> float:
+    """Mean log residual of the rows, those without any left out."""
+    some = relative_residual[relative_residual > 0]
+    return float(np.log(some).mean()) if len(some) else -np.inf
 
 
 def store(session: Session, model: Metabolism_Propagation, found: RecoveredNetwork) -> None:

@@ -30,6 +30,7 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     column_of,
 )
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
+from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
 from neuralgraph.systems.metabolism.recovery_pursuit import LEAST_CLEARNESS, Pursuit
 from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
 from neuralgraph.systems.metabolism.recovery_support import recover_support
@@ -509,3 +510,49 @@ def test_a_message_from_absence_vanishes_at_zero() -> None:
     c = torch.tensor([[0.3, 0.0], [2.0, 0.0]])
     assert torch.equal(message(c), torch.zeros(2, 3))
     assert message(c + torch.tensor([0.0, 1.0])).abs().sum() > 0
+
+
+@pytest.mark.parametrize("near_guess", [False, True])
+def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(near_guess: bool) -> None:
+    """Wrong integers drive rate constants below 0, where they are held back: that is in it too."""
+    small = make(5)
+    met, rxn, value = small.all
+    wrong = np.sign(value) * np.where(
+        np.arange(len(value)) % 4 == 0, 3 - np.abs(value), np.abs(value)
+    )
+    layers = torch.nn.Linear, torch.nn.Tanh
+    torch.manual_seed(0)
+    msg = torch.nn.Sequential(layers[0](2, 16), layers[1](), layers[0](16, 8)).double()
+    rate = torch.nn.Sequential(layers[0](8, 16), layers[1](), layers[0](16, 1)).double()
+    guess = np.random.default_rng(5).uniform(-1, 1, N_RXN)
+    fit = fit_rate_mlp(
+        small.c,
+        small.dx_dt,
+        *small.sub[:2],
+        met,
+        rxn,
+        sto_sub=small.sub[2],
+        sto_all=wrong,
+        log_k=guess,
+        msg_mlp=msg,
+        rate_mlp=rate,
+        n_met=N_MET,
+        n_rxn=N_RXN,
+        rng=np.random.default_rng(0),
+        degree=(6, 4, 4),
+        n_step=4,
+        near_guess=near_guess,
+    )
+    total = torch.zeros(len(small.c), N_RXN, 8, dtype=torch.float64)
+    for i, j, size in zip(*small.sub, strict=True):
+        c = torch.from_numpy(small.c[:, i])
+        total[:, j] += msg(torch.stack([c, torch.full_like(c, float(size))], 1))
+    v = 10.0**fit.log_k * torch.nn.functional.softplus(rate(total)[..., 0]).detach().numpy()
+    s = np.zeros((N_MET, N_RXN))
+    s[met, rxn] = wrong
+    left = small.dx_dt - v @ s.T
+    rms = np.sqrt((small.dx_dt**2).mean(0))
+    expected = np.sqrt((left**2).mean(0)) / np.where(rms > 0, rms, 1.0)
+    np.testing.assert_allclose(fit.relative_residual, expected, rtol=1e-6)
+    is_low = fit.log_k - guess < np.median(fit.log_k - guess) - 1.5
+    assert is_low.any()  # some were held back
