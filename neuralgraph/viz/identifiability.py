@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-17
 """Where singular values of exactly 0 are drawn."""
+LARGEST = 1e30
+"""Errors above it are left out of figures."""
 
 
 def spectrum(ax: Axes, values: Any, *, rank: int, rtol: float) -> Axes:
@@ -62,7 +64,8 @@ def error_shares(
         The axes.
     """
     for place, (kind, values) in enumerate(errors.items()):
-        x = np.sort(np.asarray(values, float))
+        x = np.sort(_drawable(values))
+        x = x[~np.isnan(x)]
         if not len(x):
             continue
         total = max(totals[kind], 1)
@@ -81,6 +84,12 @@ def error_shares(
     return ax
 
 
+def _drawable(values: Any) -> Any:
+    """Numbers as they are, NaN for those that no axis can show: a fit that failed has such errors."""
+    x = np.asarray(values, float)
+    return np.where(np.abs(x) < LARGEST, x, np.nan)
+
+
 def more_trajectories(
     ax: Axes, n: Sequence[int], median: Any, high: Any, *, precise: float
 ) -> Axes:
@@ -96,8 +105,8 @@ def more_trajectories(
         The axes.
     """
     x = np.arange(len(n))
-    ax.plot(x, median, "o-", ms=4, color=style.BLUE, label="median")
-    ax.plot(x, high, "o-", ms=4, color=style.SKY, label="95 % quantile")
+    ax.plot(x, _drawable(median), "o-", ms=4, color=style.BLUE, label="median")
+    ax.plot(x, _drawable(high), "o-", ms=4, color=style.SKY, label="95 % quantile")
     ax.axhline(precise, color=style.SOFT, lw=0.9, ls=(0, (4, 3)))
     ax.set_xticks(x, [str(i) for i in n])
     ax.set(yscale="log", xlabel="further trajectories", ylabel="relative standard error")
@@ -121,7 +130,7 @@ def candidates(ax: Axes, names: Sequence[str], factors: Sequence[float], gains: 
         The axes.
     """
     y = np.arange(len(names))[::-1]
-    lower = 100 * (1 - np.asarray(factors, float))
+    lower = np.nan_to_num(100 * (1 - _drawable(factors)))
     gains = np.asarray(gains)
     colours = [style.GREEN if g > 0 else style.BLUE for g in gains]
     ax.barh(y, lower, color=colours, height=0.62)
