@@ -85,7 +85,7 @@ def error_shares(
 
 
 def _drawable(values: Any) -> Any:
-    """Numbers as they are, NaN for those that no axis can show: a fit that failed has such errors."""
+    """Numbers, NaN for those that no axis can show: a fit that failed has such errors."""
     x = np.asarray(values, float)
     return np.where(np.abs(x) < LARGEST, x, np.nan)
 
