@@ -107,9 +107,10 @@ class RunFolder:
         is_open = resume and self._has_more is not None and self._has_more(self.path)
         if state["status"] == "finished" and not is_open:
             self.release()
+            again = f"; 'python -m neuralgraph.evaluate run={self.path}' judges it again"
             raise RunFolderError(
-                f"{self.path} holds a finished run: choose another hydra.run.dir, or delete it; "
-                f"'python -m neuralgraph.evaluate run={self.path}' judges it again"
+                f"{self.path} holds a finished run: choose another hydra.run.dir, or delete it"
+                + (again if (self.path / "checkpoints").is_dir() else "")
             )
         if not resume:
             self.release()

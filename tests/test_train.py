@@ -245,6 +245,21 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
     second.release()
 
 
+@pytest.mark.parametrize("has_model", [False, True])
+def test_only_what_was_trained_can_be_judged_again(tmp_path, has_model):
+    """A plan of batches or an identifiability report leaves a finished folder too."""
+    from neuralgraph.core.errors import RunFolderError
+    from neuralgraph.run_folder import RunFolder
+
+    first = RunFolder(tmp_path / "x", {"a": 1}, resume=False)
+    if has_model:
+        (tmp_path / "x/checkpoints").mkdir()
+    first.finish()
+    with pytest.raises(RunFolderError, match="holds a finished run") as caught:
+        RunFolder(tmp_path / "x", {"a": 1}, resume=False)
+    assert ("neuralgraph.evaluate" in str(caught.value)) == has_model
+
+
 def test_a_users_own_config_folder_and_loop(command, tmp_path):
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "my_loops.py").write_text(
