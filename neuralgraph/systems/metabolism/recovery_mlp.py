@@ -24,6 +24,8 @@ from neuralgraph.systems.metabolism.recovery_law import (
 from neuralgraph.systems.metabolism.recovery_messages import StoichiometryDecoder
 
 Array = np.ndarray
+SHARPENING = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0)
+"""Metrics in which the networks approach a polynomial law, as shares of that of the data."""
 
 
 def networks_from(weights: Sequence[Array]) -> tuple[nn.Sequential, nn.Sequential]:
@@ -308,7 +310,7 @@ def fit_networks(
     tolerance: float,
     log: Callable[[str], None] | None = None,
     *,
-    near_guess: bool = False,
+    careful: bool = False,
 ) -> tuple[Array, Array, int]:
     """Fit the networks in place for fixed integers; see :func:`fit_rate_mlp`."""
     fixed = FixedStoichiometry(decoder, size, shape)
@@ -322,7 +324,7 @@ def fit_networks(
         ridge = 1e-11 * np.diag(h) + 1e-13 * np.diag(h).max()
         theta = np.linalg.solve(h + np.diag(ridge), g)
         rate = decoder.polynomial_rates(theta)[np.arange(decoder.n_rxn), shape]
-        k_new, left = fixed.solve(rate, weight, k if near_guess else None)
+        k_new, left = fixed.solve(rate, weight, k if careful else None)
         k = np.where(k_new > 0.2 * k, k_new, k)
         relative = np.sqrt((left**2).mean(1)) / decoder.rms
         weight = np.where(live, 1 / (decoder.rms**2 * (relative**2 + np.median(relative) ** 2)), 0)
@@ -333,10 +335,12 @@ def fit_networks(
     used = np.isin(np.arange(len(common)), _used_types(decoder, shape))
     gauge = float(np.median(start[common[used]] / theta[common[used]]))
     theta, k = theta * gauge, k / gauge
-    fit_to_theta(net, theta, h / gauge**2)
+    # the metric of exact data is so sharp that steps from afar fail: sharpen it little by little
+    for share in SHARPENING if careful else (1.0,):
+        fit_to_theta(net, theta, share * h / gauge**2)
 
     rate = net.rates(concentration, decoder, shape)
-    centre = k if near_guess else None
+    centre = k if careful else None
     k, left = fixed.solve(rate, weight, centre)
     damping, accepted, still = 1e2, 0, 0
     for it in range(n_step):
@@ -399,7 +403,7 @@ def fit_rate_mlp(
     max_frames: int = 576,
     n_step: int = 40,
     tolerance: float = 1e-8,
-    near_guess: bool = False,
+    careful: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> RateFit:
     r"""Train the shared networks in place with the stoichiometry fixed.
@@ -428,9 +432,10 @@ def fit_rate_mlp(
         max_frames: Frames used, evenly spread.
         n_step: Gauss-Newton steps on the data at most.
         tolerance: Median relative residual at which to stop.
-        near_guess: Whether rate constants that the data hardly determine stay near their first
-            guess (a Gaussian prior with a relative deviation of 1). Where some integers are wrong,
-            they would else leave for negative values, and the law with them.
+        careful: Slower, for starts from which the plain way is lost: the networks approach the
+            polynomial law in a metric that is sharpened little by little, and rate constants that
+            the data hardly determine stay near their first guess (a Gaussian prior with a relative
+            deviation of 1).
         log: Called with one line of text per step.
 
     Returns:
@@ -484,7 +489,7 @@ def fit_rate_mlp(
         n_step,
         tolerance,
         log,
-        near_guess=near_guess,
+        careful=careful,
     )
     # least squares may drive a rate constant to 0 or below: it stays near the range it started in
     scale = np.median(np.log10(np.maximum(k, 1e-300)) - log_k)

@@ -141,7 +141,7 @@ def decode_open(
     in_rate, net = kept["sto_sub"] != 0, kept["sto_all"] != 0
     log_k = model.log_k.detach().double().cpu().numpy()
 
-    def law(near_guess: bool) -> tuple[RateFit, nn.Sequential, nn.Sequential]:
+    def law(careful: bool) -> tuple[RateFit, nn.Sequential, nn.Sequential]:
         msg_mlp, rate_mlp = stock_layers(model.msg_mlp), stock_layers(model.rate_mlp)
         fit = fit_rate_mlp(
             c,
@@ -162,16 +162,16 @@ def decode_open(
             # noise averages out over every frame, and a law of low degree is enough
             max_frames=len(c) if noisy else 576,
             degree=(6, 5, 4) if noisy else (10, 7, 6),
-            near_guess=near_guess,
+            careful=careful,
         )
         return fit, msg_mlp, rate_mlp
 
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
-            fit, msg_mlp, rate_mlp = law(near_guess=False)
+            fit, msg_mlp, rate_mlp = law(careful=False)
             if _misfit(fit.relative_residual) > _misfit(found.relative_residual) + LOST:
-                # some integers are wrong, and some rate constants left for negative values
-                other = law(near_guess=True)
+                # the networks missed the law, and rate constants left for negative values
+                other = law(careful=True)
                 if _misfit(other[0].relative_residual) < _misfit(fit.relative_residual):
                     fit, msg_mlp, rate_mlp = other
             take_back(model.msg_mlp, msg_mlp)

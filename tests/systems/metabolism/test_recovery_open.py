@@ -512,8 +512,8 @@ def test_a_message_from_absence_vanishes_at_zero() -> None:
     assert message(c + torch.tensor([0.0, 1.0])).abs().sum() > 0
 
 
-@pytest.mark.parametrize("near_guess", [False, True])
-def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(near_guess: bool) -> None:
+@pytest.mark.parametrize("careful", [False, True])
+def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(careful: bool) -> None:
     """Wrong integers drive rate constants below 0, where they are held back: that is in it too."""
     small = make(5)
     met, rxn, value = small.all
@@ -541,7 +541,7 @@ def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(near_gue
         rng=np.random.default_rng(0),
         degree=(6, 4, 4),
         n_step=4,
-        near_guess=near_guess,
+        careful=careful,
     )
     total = torch.zeros(len(small.c), N_RXN, 8, dtype=torch.float64)
     for i, j, size in zip(*small.sub, strict=True):
