@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ MAX_SUBSTRATES = 3
 MAX_PRODUCTS = 3
 """Sizes of a reaction that are considered where roles or support are open (document 001)."""
 
+Law = tuple[RateFit, nn.Sequential, nn.Sequential]
 LOST = float(np.log(2.0))
 """Log residual that a fit of the law may lose against the decoding before it is tried otherwise."""
 
@@ -141,7 +144,7 @@ def decode_open(
     in_rate, net = kept["sto_sub"] != 0, kept["sto_all"] != 0
     log_k = model.log_k.detach().double().cpu().numpy()
 
-    def law(careful: bool) -> tuple[RateFit, nn.Sequential, nn.Sequential]:
+    def law(careful: bool) -> Law:
         msg_mlp, rate_mlp = stock_layers(model.msg_mlp), stock_layers(model.rate_mlp)
         fit = fit_rate_mlp(
             c,
@@ -168,16 +171,29 @@ def decode_open(
 
     with session.phase("rate law", train={}) as phase:
         for _ in phase.epochs(1):
-            fit, msg_mlp, rate_mlp = law(careful=False)
-            if _misfit(fit.relative_residual) > _misfit(found.relative_residual) + LOST:
-                # the networks missed the law, and rate constants left for negative values
-                other = law(careful=True)
-                if _misfit(other[0].relative_residual) < _misfit(fit.relative_residual):
-                    fit, msg_mlp, rate_mlp = other
+            fit, msg_mlp, rate_mlp = better_law(law, found.relative_residual)
             take_back(model.msg_mlp, msg_mlp)
             take_back(model.rate_mlp, rate_mlp)
             assign(model, log_k=fit.log_k)
             session.log(median_residual=float(np.median(fit.relative_residual)))
+
+
+def better_law(law: Callable[[bool], Law], decoded: np.ndarray) -> Law:
+    """Fit the law; once more, carefully, where the fit lost what the decoding explained.
+
+    It does where the networks miss the polynomial law, or where some integers are wrong: rate
+    constants then leave for negative values.
+
+    Args:
+        law: Fits, carefully or not, from the same start.
+        decoded: Relative residual of the decoding, ``(n_met,)``.
+    """
+    plain = law(False)
+    if _misfit(plain[0].relative_residual) <= _misfit(decoded) + LOST:
+        return plain
+    careful = law(True)
+    is_better = _misfit(careful[0].relative_residual) < _misfit(plain[0].relative_residual)
+    return careful if is_better else plain
 
 
 def _misfit(relative_residual: np.ndarray) -> float:

@@ -30,7 +30,7 @@ from neuralgraph.systems.metabolism.recovery_columns import (
     column_of,
 )
 from neuralgraph.systems.metabolism.recovery_law import PolynomialLaw
-from neuralgraph.systems.metabolism.recovery_mlp import fit_rate_mlp
+from neuralgraph.systems.metabolism.recovery_mlp import RateFit, fit_rate_mlp
 from neuralgraph.systems.metabolism.recovery_pursuit import LEAST_CLEARNESS, Pursuit
 from neuralgraph.systems.metabolism.recovery_roles import RoleSearch, recover_roles
 from neuralgraph.systems.metabolism.recovery_support import recover_support
@@ -40,7 +40,7 @@ from neuralgraph.systems.metabolism.recovery_twins import (
     _n_column,
     merged_columns,
 )
-from neuralgraph.systems.metabolism.start_open import Difference
+from neuralgraph.systems.metabolism.start_open import Difference, better_law
 
 N_MET, N_RXN = 12, 12
 
@@ -556,3 +556,22 @@ def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(careful:
     np.testing.assert_allclose(fit.relative_residual, expected, rtol=1e-6)
     is_low = fit.log_k - guess < np.median(fit.log_k - guess) - 1.5
     assert is_low.any()  # some were held back
+
+
+def test_a_fit_that_lost_the_decoding_is_repeated_and_the_better_one_kept() -> None:
+    decoded = np.array([1e-5, 1e-4, 0.0])
+    net = torch.nn.Sequential()
+
+    def chosen(plain: float, careful: float) -> tuple[float, list[bool]]:
+        asked: list[bool] = []
+
+        def law(is_careful: bool):
+            asked.append(is_careful)
+            left = decoded * (careful if is_careful else plain)
+            return RateFit(np.zeros(2), left, 1), net, net
+
+        return float(better_law(law, decoded)[0].relative_residual[0] / decoded[0]), asked
+
+    assert chosen(1.5, 1.0) == (1.5, [False])  # as good as the decoding: left alone
+    assert chosen(1e3, 4.0) == (pytest.approx(4.0), [False, True])
+    assert chosen(4.0, 1e3) == (pytest.approx(4.0), [False, True])
