@@ -79,7 +79,7 @@ def test_all_zero_last_layer_is_refused() -> None:
 def test_impossible_sizes_are_refused(bad: dict[str, object]) -> None:
     knobs = {"hidden_dim": 4, "n_layers": 2, "activation": "tanh", **bad}
     with pytest.raises(ConfigError):
-        MLP(2, 1, generator=rng(), **knobs)  # type: ignore[arg-type]
+        MLP(2, 1, generator=rng(), **knobs)  # type: ignore[arg-type]  # from the cases
 
 
 def power_law() -> PowerLawMLP:

@@ -115,8 +115,7 @@ def through_products(
             )  # fmt: skip
         else:
             rate_rows.append(_nothing(name, K, "does not act on the data"))
-    generic = Analysis.rows
-    rest = generic(_without_interpretation(analysis))[columns.first_line :]
+    rest = _without_interpretation(analysis).rows()[columns.first_line :]
     return rate_rows + rows + rest
 
 

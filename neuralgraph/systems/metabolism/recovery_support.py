@@ -55,6 +55,7 @@ CLEAR = 10.0
 MOST_QUESTION = 6
 """Products of a reaction among which the alternatives to its answer are counted."""
 TINY = 1e-12
+"""Added to the residual of a metabolite that does not change, whose logarithm is taken."""
 
 
 def recover_support(

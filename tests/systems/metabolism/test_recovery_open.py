@@ -558,6 +558,38 @@ def test_the_residual_of_a_law_is_that_of_the_rate_constants_it_returns(careful:
     assert is_low.any()  # some were held back
 
 
+def test_networks_that_miss_the_law_of_exact_data_reach_it_with_care() -> None:
+    small = make(4)
+    left = {}
+    for careful in (False, True):
+        torch.manual_seed(0)
+        msg = torch.nn.Sequential(
+            torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)
+        ).double()
+        rate = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+        ).double()
+        fit = fit_rate_mlp(
+            small.c,
+            small.dx_dt,
+            *small.sub[:2],
+            *small.all[:2],
+            sto_sub=small.sub[2],
+            sto_all=small.all[2],
+            log_k=np.random.default_rng(4).uniform(-1, 1, N_RXN),  # as make draws them
+            msg_mlp=Difference(msg),
+            rate_mlp=rate,
+            n_met=N_MET,
+            n_rxn=N_RXN,
+            rng=np.random.default_rng(0),
+            degree=(6, 4, 4),
+            n_step=3,
+            careful=careful,
+        )
+        left[careful] = float(np.median(fit.relative_residual))
+    assert left[True] < 2e-4 < 1e-3 < left[False]
+
+
 def test_a_fit_that_lost_the_decoding_is_repeated_and_the_better_one_kept() -> None:
     decoded = np.array([1e-5, 1e-4, 0.0])
     net = torch.nn.Sequential()
